@@ -1,0 +1,324 @@
+"""The only importer of torch's private names; each with the versions it holds for.
+
+Importing `torch._inductor.config` for the first time takes about a second (2.13, 2.14), so the functions that need
+Inductor import it when they are called: a user of the eager lowering never pays.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import fx
+from torch._C._autograd import _profiler_enabled
+from torch._C._profiler import _ExperimentalConfig, _ExtraFields_Allocation
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.backends.debugging import boxed_nop
+from torch._functorch import partitioners
+from torch._functorch._aot_autograd.graph_compile import is_opaque_node
+from torch._functorch._aot_autograd.utils import _is_bwd_seed_offset, _is_primal, _is_tangent
+from torch._functorch.compile_utils import fx_graph_cse, raise_getitems
+from torch._guards import CompileContext
+from torch._inductor.custom_graph_pass import CustomPartitionerFn
+from torch.autograd import ProfilerConfig, ProfilerState, _disable_profiler_legacy, _enable_profiler_legacy
+from torch.fx._lazy_graph_module import _make_graph_module
+from torch.fx.experimental.proxy_tensor import is_sym_node
+from torch.fx.experimental.symbolic_shapes import optimization_hint
+from torch.utils._ordered_set import OrderedSet
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.checkpoint import CheckpointPolicy
+from torch.utils.flop_counter import flop_registry
+
+
+def inductor_option_names() -> frozenset[str]:
+    """Names that `torch.compile(options=...)` accepts for Inductor (2.13, 2.14)."""
+    from torch._inductor import config
+
+    return frozenset(config.get_config_copy())
+
+
+def inductor_option_type(name: str) -> object:
+    """Declared type of one Inductor option, possibly a union or a generic alias (2.13, 2.14)."""
+    from torch._inductor import config
+
+    declared: object = config.get_type(name)  # type: ignore[attr-defined]
+    return declared
+
+
+def expand_inductor_mode(mode: str) -> dict[str, object]:
+    """Inductor options that `torch.compile(mode=...)` stands for (2.13, 2.14).
+
+    Raises:
+        RuntimeError: torch knows no such mode; the message lists those it knows.
+    """
+    from torch._inductor import list_mode_options
+
+    return dict(list_mode_options(mode))
+
+
+# Capture: reading and cleaning a joint graph.
+
+
+def copy_graph_module(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy whose graph, nodes and `meta` dictionaries are its own; parameters and fake values are shared."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    return _make_graph_module(module, graph)
+
+
+def make_graph_module(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
+    """A module of the graph that shares the attributes of `root` (2.13, 2.14)."""
+    return _make_graph_module(root, graph)
+
+
+def merge_common_subexpressions(module: fx.GraphModule) -> None:
+    """Torch's own CSE, in place; random ops are left alone (2.13, 2.14)."""
+    module.graph = fx_graph_cse(module.graph)
+
+
+def apply_user_tags(module: fx.GraphModule) -> None:
+    """Settle the tags of `checkpoint()` where two checkpointed regions touch, in place (2.13, 2.14)."""
+    if partitioners.has_recomputable_ops(module):
+        partitioners.cleanup_recompute_tags(module, is_default_partition=False)
+
+
+def force_required_saves(module: fx.GraphModule) -> None:
+    """Tag MUST_SAVE what may never run twice: collectives, effectful ops, mutation sources (2.13, 2.14)."""
+    partitioners.force_save_collectives(module)
+    partitioners.force_save_effectful_ops(module)
+    partitioners.force_save_bw_mutation_src(module)
+
+
+def recompute_tag(node: fx.Node) -> str | None:
+    """What a tag on the node asks for: "save", "recompute" or None (CheckpointPolicy in 2.13, 2.14)."""
+    if partitioners.must_recompute(node):
+        return "recompute"
+    return "save" if node.meta.get("recompute") is CheckpointPolicy.MUST_SAVE else None
+
+
+def set_recompute_tag(node: fx.Node, *, recompute: bool) -> None:
+    """Tag the node for `carry_rng_states`, or clear its tag."""
+    node.meta.pop("recompute", None)
+    if recompute:
+        node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
+
+
+def split_outputs(module: fx.GraphModule, forward_count: int) -> tuple[list[Any], list[Any]]:
+    """What forward and what backward must return, nodes or None, in order (2.13, 2.14)."""
+    forward, backward, _, _ = partitioners._extract_fwd_bwd_outputs(module, num_fwd_outputs=forward_count)
+    return forward, backward
+
+
+def is_tangent(node: fx.Node) -> bool:
+    """Whether the placeholder belongs to backward only: a tangent or the random seed of backward (2.13, 2.14)."""
+    return _is_tangent(node) or _is_bwd_seed_offset(node)
+
+
+def is_primal(node: fx.Node) -> bool:
+    """Whether the placeholder is an argument of the compiled function, the order of static indices (2.13, 2.14)."""
+    return _is_primal(node)
+
+
+def must_be_in_backward(node: fx.Node) -> bool:
+    """Whether AOTAutograd pinned the node to backward: a mutation made there (2.13, 2.14)."""
+    return partitioners._must_be_in_backward(node)
+
+
+def was_traced_in_backward(node: fx.Node) -> bool:
+    """Whether the autograd engine, not the forward code, ran the op (2.13, 2.14)."""
+    return node.meta.get("partitioner_tag") in ("is_backward", "must_be_in_backward")
+
+
+def is_backward_state(node: fx.Node) -> bool:
+    """Whether the placeholder carries compiled-autograd hooks, which backward receives by itself (2.13, 2.14)."""
+    return partitioners._is_backward_state(node)
+
+
+def is_symbol(node: fx.Node) -> bool:
+    """Whether the node yields a SymInt, SymFloat or SymBool (2.13, 2.14)."""
+    return is_sym_node(node)
+
+
+def is_opaque(node: fx.Node) -> bool:
+    """Whether the node yields an opaque object that rides along with the symbols (2.13, 2.14)."""
+    return bool(is_opaque_node(node))
+
+
+def is_impure(node: fx.Node) -> bool:
+    """Whether torch's dead-code elimination keeps an unread node; random draws do not count (2.13, 2.14)."""
+    return node.op == "call_function" and bool(node.is_impure(False))
+
+
+def size_hint(size: Any) -> int:
+    """The concrete value that planning uses for a possibly symbolic size, without a guard (2.13, 2.14)."""
+    return int(optimization_hint(size, fallback=4096)) if isinstance(size, torch.SymInt) else int(size)
+
+
+# Rewrite: cutting a joint graph in two.
+
+
+def extract_forward_and_backward(
+    module: fx.GraphModule,
+    saved: list[fx.Node],
+    *,
+    forward_count: int,
+    static_inputs: list[fx.Node],
+) -> tuple[fx.GraphModule, fx.GraphModule, int]:
+    """Cut at `saved`; returns forward, backward and how many symbols forward hands over (2.13, 2.14)."""
+    symbols = [n for n in saved if is_sym_node(n) and not partitioners._is_assert_only_symbool(n)]
+    opaque = [n for n in saved if is_opaque_node(n)]
+    tensors = [n for n in saved if not is_sym_node(n) and not is_opaque_node(n)]
+    forward, backward = partitioners._extract_fwd_bwd_modules(
+        module,
+        tensors,
+        symbols,
+        opaque,
+        num_fwd_outputs=forward_count,
+        static_lifetime_input_nodes=OrderedSet(static_inputs),
+    )
+    return forward, backward, len(symbols)
+
+
+def carry_rng_states(
+    module: fx.GraphModule, forward: fx.GraphModule, backward: fx.GraphModule, symbol_count: int
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Make random ops of the same name in both graphs draw the same numbers (2.13, 2.14).
+
+    The ops must be tagged by `set_recompute_tag(recompute=True)` in `module`.
+    """
+    return partitioners.functionalize_rng_ops(module, forward, backward, symbol_count)
+
+
+def rename(node: fx.Node, name: str) -> None:
+    """Give a node the name, which must be free in its graph (2.13, 2.14)."""
+    node._rename(name)
+
+
+def thread_rng_from_higher_order_ops(
+    forward: fx.GraphModule, backward: fx.GraphModule
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Pass the random states that nested graphs ask for through the outer ones (2.13, 2.14)."""
+    return (
+        partitioners.thread_graphsafe_rng_from_hops(forward, is_backward=False),
+        partitioners.thread_graphsafe_rng_from_hops(backward, is_backward=True),
+    )
+
+
+def raise_parts(module: fx.GraphModule) -> fx.GraphModule:
+    """Move every `getitem` right behind the op it takes a part of, in place (2.13, 2.14)."""
+    return raise_getitems(module)
+
+
+def partition_like_torch(
+    module: fx.GraphModule, inputs: Any, *, forward_count: int, static_indices: list[int]
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """What `backend="inductor"` would do with the joint graph, which is changed in place (2.13, 2.14)."""
+    return partitioners.min_cut_rematerialization_partition(
+        module, inputs, num_fwd_outputs=forward_count, static_lifetime_input_indices=static_indices
+    )
+
+
+def allocation_peak(run: Callable[[], object]) -> int:
+    """Most bytes that `run` has allocated at one moment, on the CPU and CUDA together (2.13, 2.14).
+
+    The profiler's legacy mode sees every allocation, starts in milliseconds and prints nothing, which matters for an
+    observer that starts once per kernel; `torch.profiler` takes a hundred times as long.
+    """
+    config = ProfilerConfig(ProfilerState.CPU, False, True, False, False, False, _ExperimentalConfig())
+    _enable_profiler_legacy(config)
+    try:
+        kept = run()
+    finally:
+        threads = _disable_profiler_legacy()
+    del kept
+    now = peak = 0
+    for event in (event for thread in threads for event in thread):
+        if event.kind() == "memory_alloc":
+            now += event.cpu_memory_usage() + event.cuda_memory_usage()
+            peak = max(peak, now)
+    return peak
+
+
+RNG_WRAPPERS = {
+    "save": torch.ops.higher_order.run_and_save_rng_state,
+    "replay": torch.ops.higher_order.run_with_rng_state,
+    "graphsafe": torch.ops.higher_order.graphsafe_run_with_rng_state,
+}
+"""The ops `carry_rng_states` puts around random ops (2.13, 2.14)."""
+
+
+def no_fake_tensors() -> AbstractContextManager[None]:
+    """Run real kernels although a fake or proxy mode is active (2.13, 2.14)."""
+    return _disable_current_modes()
+
+
+# Lowering.
+
+
+class RematPartitionerBase(CustomPartitionerFn):
+    """What Inductor demands of `config.custom_partitioner_fn` (2.13, 2.14)."""
+
+
+def compile_with_inductor(module: fx.GraphModule, inputs: Any, config_patches: dict[str, Any]) -> Any:
+    """Inductor's whole compiler, whose partitioner is set in `config_patches` (2.13, 2.14)."""
+    from torch._inductor.compile_fx import compile_fx
+
+    return compile_fx(module, inputs, config_patches=config_patches)
+
+
+def compile_op_by_op(module: fx.GraphModule, inputs: Any, partition: Any) -> Any:
+    """AOTAutograd without decompositions; both graphs run as they are, freeing as they go (2.13, 2.14)."""
+    return aot_autograd(
+        fw_compiler=boxed_nop,
+        partition_fn=partition,
+        keep_inference_input_mutations=True,
+    )(module, inputs)
+
+
+def frame_id() -> int | None:
+    """Which code object Dynamo is compiling; graph breaks and separate calls get different ones (2.13, 2.14)."""
+    compile_id = CompileContext.current_compile_id()
+    return None if compile_id is None else compile_id.frame_id
+
+
+def inductor_cache_dir() -> str:
+    """Where Inductor keeps its compiled graphs; created if missing (2.13, 2.14)."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return cache_dir()
+
+
+def op_flops(node_target: Any, args: Any, kwargs: Any, out: Any) -> int | None:
+    """Floating-point operations of one op by torch's own counter, or None if it has no formula (2.13, 2.14)."""
+    packet = getattr(node_target, "overloadpacket", None)
+    formula = flop_registry.get(packet) or flop_registry.get(node_target)
+    return None if formula is None else size_hint(formula(*args, **kwargs, out_val=out))
+
+
+# Measurement.
+
+
+def profiler_is_running() -> bool:
+    """Whether a profiler observes this thread; a second one cannot start (2.13, 2.14)."""
+    return _profiler_enabled()
+
+
+def memory_events(profile: torch.profiler.profile, device: torch.device) -> list[tuple[int, int, int]]:
+    """(ns since the profile began, address, bytes; negative for a free) of the device, in time order (2.13, 2.14).
+
+    The public tables of the profiler add the events up per operator, which loses the order a peak depends on.
+    """
+    assert profile.profiler is not None and profile.profiler.kineto_results is not None
+    results = profile.profiler.kineto_results
+    start_ns = results.trace_start_ns()
+    events: list[tuple[int, int, int]] = []
+    pending = list(reversed(results.experimental_event_tree()))
+    while pending:
+        event = pending.pop()
+        pending.extend(reversed(event.children))
+        fields = event.extra_fields
+        if isinstance(fields, _ExtraFields_Allocation) and fields.device == device:
+            events.append((event.start_time_ns - start_ns, fields.ptr, fields.alloc_size))
+    return sorted(events, key=lambda event: event[0])

@@ -1,0 +1,241 @@
+"""From a joint graph to a torch-free problem: sizes, aliases, costs, constraints, each with its reason.
+
+torch ends here. Every rule about what may be saved or recomputed is a function that answers with the reason or None,
+and the reason travels through the plan into the report and the errors.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import fx
+
+from remat_pass import _torch_compat
+from remat_pass.costs import DeviceRates, device_rates, roofline_ns, transfer_ns
+from remat_pass.joint_graph import JointGraph
+from remat_pass.ops import has_effect, is_random, kind_of, op_name, why_not_recompute
+from remat_pass.probe import probe
+from remat_pass.problem import Kind, RematProblem, Value
+from remat_pass.storage import Storages, main_device_type, storage_size, storages_of
+
+_INDUCTOR_MARGIN_PERMILLE = 40
+"""How far Inductor's real peak may exceed the prediction: it fuses, reorders and reuses buffers after planning."""
+
+_EAGER_MARGIN_PERMILLE = 1
+"""Scalars that autograd allocates around the graphs are not in them."""
+
+_FREE_KINDS = frozenset({Kind.SYMBOL, Kind.CONSTANT, Kind.VIEW, Kind.PART})
+
+
+@dataclass(frozen=True, slots=True)
+class _Context:
+    """What every rule may need beside the node."""
+
+    joint: JointGraph
+    fuses: bool
+    timed: bool
+    device_type: str
+    rates: DeviceRates
+    backward: frozenset[str]
+    """Nodes that can only run in backward."""
+
+
+def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[RematProblem, tuple[str, ...]]:
+    """Describe a joint graph to the planner.
+
+    Args:
+        joint: The captured graph.
+        fuses: Whether the lowering fuses pointwise ops (Inductor).
+        cost_model: "roofline" or "measured".
+
+    Returns:
+        The problem, whose values are the graph's nodes in order, and the names of ops whose scratch memory could not
+        be measured.
+    """
+    device_type = main_device_type(joint.nodes)
+    context = _Context(
+        joint, fuses, cost_model == "measured", device_type, device_rates(device_type), _backward_nodes(joint)
+    )
+    index = {node: i for i, node in enumerate(joint.nodes)}
+    values: list[Value] = []
+    unprobed: dict[str, None] = {}
+    for node in joint.nodes:
+        value = _placeholder(node, context) if node.op == "placeholder" else _computed(node, index, context, unprobed)
+        values.append(_inherit_constraints(value, values))
+    forward_outputs = (index[n] for n in joint.forward_outputs if isinstance(n, fx.Node))
+    problem = RematProblem(
+        values=tuple(values),
+        forward_outputs=tuple(i for i in forward_outputs if not values[i].needs_tangent),
+        gradients=tuple(index[n] for n in joint.gradients if isinstance(n, fx.Node)),
+        fuses=fuses,
+        margin_permille=_INDUCTOR_MARGIN_PERMILLE if fuses else _EAGER_MARGIN_PERMILLE,
+        symbolic=any(v.size.expression for v in values),
+    )
+    problem = replace(problem, values=_pin_unread_draws(problem))
+    if fuses:
+        problem = replace(problem, values=tuple(_fused_costs(problem, i, context) for i in range(len(values))))
+    return problem, tuple(unprobed)
+
+
+def _backward_nodes(joint: JointGraph) -> frozenset[str]:
+    """What depends on a tangent, or was run by the autograd engine and must not move to forward."""
+    backward: set[str] = set()
+    for node in joint.nodes:
+        pinned = node.op == "call_function" and (
+            _torch_compat.must_be_in_backward(node)
+            or (_torch_compat.was_traced_in_backward(node) and (is_random(node) or has_effect(node)))
+        )
+        tangent = node.op == "placeholder" and (_torch_compat.is_tangent(node) or _torch_compat.is_backward_state(node))
+        if pinned or tangent or any(n.name in backward for n in node.all_input_nodes):
+            backward.add(node.name)
+    return frozenset(backward)
+
+
+def _placeholder(node: fx.Node, context: _Context) -> Value:
+    size = storage_size(node.meta.get("val"), context.device_type)
+    if node.name in context.backward:
+        return Value(node.name, "placeholder", Kind.TANGENT, size=size, needs_tangent=True)
+    if _torch_compat.is_symbol(node):
+        return Value(node.name, "placeholder", Kind.SYMBOL)
+    static = node in context.joint.static_inputs
+    return Value(
+        node.name,
+        "placeholder",
+        Kind.STATIC_INPUT if static else Kind.ACTIVATION_INPUT,
+        size=size,
+        wish=None,
+    )
+
+
+def _computed(node: fx.Node, index: dict[fx.Node, int], context: _Context, unprobed: dict[str, None]) -> Value:
+    storages = storages_of(node, context.device_type)
+    kind = kind_of(node, is_view=bool(storages.holds) and isinstance(node.meta.get("val"), torch.Tensor))
+    workspace, recompute_ns = _run_figures(node, kind, storages, context, unprobed)
+    return Value(
+        name=node.name,
+        op=op_name(node),
+        kind=kind,
+        reads=tuple(index[n] for n in node.all_input_nodes),
+        size=storages.size,
+        holds=tuple(index[n] for n in storages.holds),
+        workspace_bytes=workspace,
+        rng_state_bytes=_rng_state_bytes(node),
+        recompute_ns=recompute_ns,
+        needs_tangent=node.name in context.backward,
+        has_effect=has_effect(node),
+        cannot_recompute=_why_not_recompute(node, context),
+        cannot_save=_why_not_save(node, kind),
+        wish=context.joint.wishes.get(node.name),
+        source=source_line(node),
+    )
+
+
+def _run_figures(
+    node: fx.Node, kind: Kind, storages: Storages, context: _Context, unprobed: dict[str, None]
+) -> tuple[int, int]:
+    """(workspace bytes, recompute ns) of one run. Fused loops have no scratch, so only extern kernels are probed."""
+    if kind in _FREE_KINDS:
+        return 0, 0
+    seen = None
+    recompute_ns = roofline_ns(node, context.rates)
+    if kind in (Kind.EXTERN, Kind.RANDOM) or not context.fuses:
+        seen = probe(node, timed=context.timed)
+        if seen is None:
+            unprobed[op_name(node)] = None
+        elif context.timed:
+            recompute_ns = seen.time_ns
+    # An op with several outputs has them in its workspace; its parts own them once it has run.
+    workspace = storages.output_bytes
+    if seen is not None:
+        workspace = max(workspace, seen.peak_bytes - storages.size.hint)
+    return workspace, recompute_ns
+
+
+def _why_not_recompute(node: fx.Node, context: _Context) -> str | None:
+    if node.name in context.joint.pinned:
+        return "torch requires it to be saved: its source is mutated, or it has effects or hooks"
+    if is_random(node) and context.fuses and context.joint.wishes.get(node.name) != "recompute":
+        return "random: a second draw would give other numbers"
+    if _torch_compat.is_symbol(node) and isinstance(node.meta.get("val"), torch.SymInt):
+        return "a symbolic size: handed to backward as an integer"
+    return why_not_recompute(node)
+
+
+def _why_not_save(node: fx.Node, kind: Kind) -> str | None:
+    if kind is Kind.VIEW:
+        return "a view: its base is saved instead, for the same bytes"
+    if kind is Kind.CONSTANT:
+        return "an attribute of the module: it is there already"
+    if kind is Kind.SYMBOL:
+        return None if isinstance(node.meta.get("val"), torch.SymInt) else "only integers can be handed over"
+    if _torch_compat.is_opaque(node):
+        return None
+    return None if isinstance(node.meta.get("val"), torch.Tensor) else "not a tensor: its parts are saved instead"
+
+
+def _inherit_constraints(value: Value, earlier: list[Value]) -> Value:
+    """A part is as repeatable as the op it belongs to: where that may not run again, every part has to be saved."""
+    if value.kind is not Kind.PART or value.cannot_recompute:
+        return value
+    whole = earlier[value.reads[0]]
+    wish = value.wish or whole.wish
+    return replace(value, cannot_recompute=whole.cannot_recompute, wish=wish)
+
+
+def _pin_unread_draws(problem: RematProblem) -> tuple[Value, ...]:
+    """A draw that only backward reads must still happen in forward, in its turn: then its numbers are saved."""
+    values: list[Value] = []
+    for i, value in enumerate(problem.values):
+        if value.kind is Kind.RANDOM and not value.needs_tangent and not problem.runs_in_forward[i]:
+            value = replace(value, cannot_recompute="random: forward draws it for backward alone")
+        values.append(_inherit_constraints(value, values))
+    return tuple(values)
+
+
+def _rng_state_bytes(node: fx.Node) -> int:
+    """Size of the generator state that forward saves if the draw is repeated; CUDA keeps it outside of memory."""
+    if not is_random(node):
+        return 0
+    value = node.meta.get("val")
+    first = value[0] if isinstance(value, (tuple, list)) and value else value
+    on_cpu = isinstance(first, torch.Tensor) and first.device.type == "cpu"
+    return torch.get_rng_state().numel() if on_cpu else 0
+
+
+def _fused_costs(problem: RematProblem, i: int, context: _Context) -> Value:
+    """Costs where pointwise ops are computed inside their readers: memory traffic, not launches.
+
+    Recomputing a pointwise value costs its arithmetic (a small part of its traffic) and, if an extern kernel wants it
+    in memory, writing it. Saving one costs writing it, unless forward has it in memory anyway.
+    """
+    value = problem.values[i]
+    if value.needs_tangent or value.is_input or value.kind in _FREE_KINDS - {Kind.PART}:
+        return value
+    write_ns = transfer_ns(value.size.hint, context.rates)
+    read_by_extern = any(_wants_memory(problem, r) for r in problem.readers[i])
+    if value.kind is Kind.POINTWISE:
+        in_memory = i in problem.forward_outputs or any(
+            _wants_memory(problem, r) for r in problem.readers[i] if problem.runs_in_forward[r]
+        )
+        fused_ns = write_ns // 8 + (write_ns if read_by_extern else 0)
+        return replace(value, recompute_ns=fused_ns, save_ns=0 if in_memory else write_ns)
+    return value
+
+
+def _wants_memory(problem: RematProblem, reader: int) -> bool:
+    """Whether a reader, looked at through views, is a kernel of its own."""
+    value = problem.values[reader]
+    if value.kind is Kind.VIEW:
+        return any(_wants_memory(problem, r) for r in problem.readers[reader])
+    return value.kind in (Kind.EXTERN, Kind.RANDOM)
+
+
+def source_line(node: fx.Node) -> str | None:
+    """The user's file:line that the node comes from: the innermost frame of its stack trace."""
+    trace = node.meta.get("stack_trace")
+    if not trace:
+        return None
+    frames = [line.strip() for line in trace.splitlines() if line.strip().startswith('File "')]
+    if not frames:
+        return None
+    path, _, rest = frames[-1].removeprefix('File "').partition('", line ')
+    return f"{path}:{rest.split(',')[0]}"

@@ -1,0 +1,106 @@
+"""How long an op takes: the roofline model, with the rates of the device the values live on.
+
+    time = max(flops / flops_per_s, bytes read and written / bandwidth) + launch
+
+FLOPs come from torch's flop counter (matmul, convolution, attention by shape), one per element otherwise. The rates
+are constants, so the estimate, and with it the plan, is the same on every machine and every rank. Only ratios matter
+to the planner: a wrong unit changes no decision, a wrong ratio of arithmetic to bandwidth may.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from remat_pass import _torch_compat
+from remat_pass.storage import storage_size
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRates:
+    """What a device can do at best. Tensor-core rates without sparsity."""
+
+    name: str
+    flops_per_s: dict[torch.dtype, float]
+    bandwidth_bytes_per_s: float
+    launch_ns: int
+
+
+_TERA = 1e12
+
+_CPU = DeviceRates(
+    # Two desktop cores: what oneDNN matmul and a stream copy reach with torch 2.13 on two AVX-512 cores.
+    "cpu",
+    {torch.float32: 0.1 * _TERA, torch.float64: 0.05 * _TERA, torch.bfloat16: 0.1 * _TERA},
+    10e9,
+    2_000,
+)
+
+_CUDA_CARDS = (
+    # NVIDIA and AMD datasheets: H200, H100 SXM, A100 SXM 80 GB, GeForce RTX 4090, Instinct MI300X. TF32 for float32.
+    DeviceRates("H200", {torch.float32: 494 * _TERA, torch.bfloat16: 989 * _TERA}, 4.8e12, 4_000),
+    DeviceRates("H100", {torch.float32: 494 * _TERA, torch.bfloat16: 989 * _TERA}, 3.35e12, 4_000),
+    DeviceRates("A100", {torch.float32: 156 * _TERA, torch.bfloat16: 312 * _TERA}, 2.039e12, 4_000),
+    DeviceRates("4090", {torch.float32: 82.6 * _TERA, torch.bfloat16: 165.2 * _TERA}, 1.008e12, 4_000),
+    DeviceRates("MI300X", {torch.float32: 653.7 * _TERA, torch.bfloat16: 1307.4 * _TERA}, 5.3e12, 4_000),
+)
+_DEFAULT_CARD = _CUDA_CARDS[1]
+
+
+def device_rates(device_type: str) -> DeviceRates:
+    """Rates of the device: a CUDA card by its name, an H100's if the name is unknown or no card is present."""
+    if device_type == "cpu":
+        return _CPU
+    if not torch.cuda.is_available():
+        return _DEFAULT_CARD
+    name = torch.cuda.get_device_name()
+    return next((card for card in _CUDA_CARDS if card.name in name), _DEFAULT_CARD)
+
+
+def roofline_ns(node: fx.Node, rates: DeviceRates) -> int:
+    """Estimated run time of a `call_function` node, in nanoseconds."""
+    flops = _flops(node)
+    peak_flops = rates.flops_per_s.get(_dtype(node), rates.flops_per_s[torch.float32])
+    if _dtype(node) is torch.float16:
+        peak_flops = rates.flops_per_s[torch.bfloat16]
+    seconds = max(flops / peak_flops, moved_bytes(node) / rates.bandwidth_bytes_per_s)
+    return round(seconds * 1e9) + rates.launch_ns
+
+
+def transfer_ns(size_bytes: int, rates: DeviceRates) -> int:
+    """Time to read or write that many bytes once."""
+    return round(size_bytes / rates.bandwidth_bytes_per_s * 1e9)
+
+
+def moved_bytes(node: fx.Node) -> int:
+    """Bytes an unfused kernel reads and writes: every distinct tensor read, and what it returns."""
+    read = sum(_tensor_bytes(n.meta.get("val")) for n in node.all_input_nodes)
+    return read + _tensor_bytes(node.meta.get("val"))
+
+
+def _flops(node: fx.Node) -> int:
+    args, kwargs = pytree.tree_map(
+        lambda a: a.meta.get("val") if isinstance(a, fx.Node) else a, (node.args, node.kwargs)
+    )
+    counted = _torch_compat.op_flops(node.target, args, kwargs, node.meta.get("val"))
+    return _elements(node.meta.get("val")) if counted is None else counted
+
+
+def _dtype(node: fx.Node) -> torch.dtype:
+    tensors = [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, torch.Tensor)]
+    return tensors[0].dtype if tensors else torch.float32
+
+
+def _tensor_bytes(value: Any) -> int:
+    """Bytes of the elements, which for a view is less than its storage."""
+    return sum(
+        min(_torch_compat.size_hint(t.numel()) * t.element_size(), storage_size(t).hint)
+        for t in pytree.tree_leaves(value)
+        if isinstance(t, torch.Tensor)
+    )
+
+
+def _elements(value: Any) -> int:
+    return sum(_torch_compat.size_hint(t.numel()) for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor))

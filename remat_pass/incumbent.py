@@ -1,0 +1,35 @@
+"""What `backend="inductor"` would do: torch's own partition of the same joint graph.
+
+It is always a candidate, so that a user who names no budget is never worse off than with Inductor alone.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from remat_pass import _torch_compat
+from remat_pass.joint_graph import JointGraph
+from remat_pass.problem import RematProblem
+
+
+@dataclass(frozen=True)
+class Incumbent:
+    """Torch's two graphs as they are, and the values they save."""
+
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+    keep: frozenset[int]
+
+
+def torch_partition(joint: JointGraph, problem: RematProblem, inputs: Any) -> Incumbent:
+    """Partition a copy of the joint graph the way torch does."""
+    forward, backward = _torch_compat.partition_like_torch(
+        _torch_compat.copy_graph_module(joint.module),
+        inputs,
+        forward_count=joint.forward_count,
+        static_indices=list(joint.static_indices),
+    )
+    taken = (node.name for node in backward.graph.find_nodes(op="placeholder"))
+    saved = (problem.index[name] for name in taken if name in problem.index)
+    return Incumbent(forward, backward, frozenset(i for i in saved if not problem.values[i].needs_tangent))

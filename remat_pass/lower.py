@@ -1,0 +1,161 @@
+"""From a captured graph to callables: Inductor, or AOTAutograd's graphs run op by op.
+
+The one bend in the path is here. Both compilers take control and call a partitioner back in the middle of their work;
+`RematPartitioner` is that partitioner, and it calls `partition`, which runs the straight path. Inductor deep-copies
+and pickles it into its cache keys, so it holds the options and nothing else; what it finds out reaches `lower` through
+a context variable.
+
+With a warm cache Inductor never calls it. The report of the first compile is therefore written beside the cache, under
+a hash of everything that determines the result: the captured graph, its inputs, and `uuid()`.
+"""
+
+import contextvars
+import hashlib
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from remat_pass import _torch_compat
+from remat_pass.errors import RematWarning
+from remat_pass.options import Options, resolve_options
+from remat_pass.partition import partition
+from remat_pass.report import RematReport, publish
+
+log = logging.getLogger(__name__)
+
+_collected: contextvars.ContextVar[list[RematReport] | None] = contextvars.ContextVar("remat_reports", default=None)
+
+_budgeted_frames: set[int] = set()
+
+
+class RematPartitioner(_torch_compat.RematPartitionerBase):
+    """Stateless: the resolved options are all it knows."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def __call__(
+        self,
+        gm: fx.GraphModule,
+        joint_inputs: Sequence[object],
+        *,
+        num_fwd_outputs: int,
+        static_lifetime_input_indices: Sequence[int] | None = None,
+        **_: Any,
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """The interface of torch's partitioners."""
+        forward, backward, report = partition(
+            gm,
+            joint_inputs,
+            self.options,
+            forward_count=num_fwd_outputs,
+            static_indices=static_lifetime_input_indices,
+        )
+        collected = _collected.get()
+        if collected is None:
+            _publish(report, self.options)
+        else:
+            collected.append(report)
+        return forward, backward
+
+    def uuid(self) -> str:
+        """Everything beside the graph that determines the result: versions, options, the plan that is replayed."""
+        plans = []
+        if self.options.plan is not None:
+            path = Path(self.options.plan)
+            files = sorted(path.rglob("plan.json")) if path.is_dir() else [path]
+            plans = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+        options = replace(self.options, debug_dir=None)
+        return repr((version("remat-pass"), torch.__version__, torch.get_num_threads(), options, plans))
+
+
+def lower(module: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
+    """Compile a captured graph; training graphs are planned and their reports published."""
+    partitioner = RematPartitioner(options)
+    token = _collected.set([])
+    try:
+        if options.lowering == "eager":
+            compiled = _torch_compat.compile_op_by_op(module, inputs, partitioner)
+            reports = _collected.get() or []
+        else:
+            compiled, reports = _lower_with_inductor(module, inputs, options, partitioner)
+    finally:
+        _collected.reset(token)
+    for report in reports:
+        _publish(report, options)
+        _warn_of_several_graphs(report)
+    return compiled
+
+
+def partitioner(**options: Any) -> RematPartitioner:
+    """The partition function alone, for `functorch.compile.aot_function(..., partition_fn=...)`.
+
+    Args:
+        **options: As for the backend. `lowering` defaults to "eager" here: the two graphs run as they are given to
+            your compilers, and nothing fuses.
+    """
+    return RematPartitioner(resolve_options({"lowering": "eager", **options}))
+
+
+def _lower_with_inductor(
+    module: fx.GraphModule, inputs: Sequence[Any], options: Options, partitioner: RematPartitioner
+) -> tuple[Callable[..., Any], list[RematReport]]:
+    stored = _stored_reports(module, inputs, partitioner)
+    patches = {**dict(options.inductor), "custom_partitioner_fn": partitioner}
+    compiled = _torch_compat.compile_with_inductor(module, inputs, patches)
+    reports = _collected.get() or []
+    if reports:
+        _store(reports, stored)
+        return compiled, reports
+    return compiled, _restore(stored)
+
+
+def _stored_reports(module: fx.GraphModule, inputs: Sequence[Any], partitioner: RematPartitioner) -> Path:
+    """Where the reports of this compilation lie, or will lie, beside Inductor's cache."""
+    forms = [
+        (tuple(map(str, x.shape)), tuple(map(str, x.stride())), str(x.dtype), str(x.device), x.requires_grad)
+        if isinstance(x, torch.Tensor)
+        else str(x)
+        for x in inputs
+    ]
+    text = repr((module.code, forms, torch.is_grad_enabled(), partitioner.uuid()))
+    name = hashlib.sha256(text.encode()).hexdigest()
+    return Path(_torch_compat.inductor_cache_dir()) / "remat_pass" / name
+
+
+def _store(reports: list[RematReport], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, report in enumerate(reports):
+        (folder / f"{i}.json").write_text(report.to_json())
+
+
+def _restore(folder: Path) -> list[RematReport]:
+    return [RematReport.from_json(file.read_text()) for file in sorted(folder.glob("*.json"))]
+
+
+def _publish(report: RematReport, options: Options) -> None:
+    publish(report)
+    if options.debug_dir is not None:
+        log.info("wrote %s", report.write(options.debug_dir))
+
+
+def _warn_of_several_graphs(report: RematReport) -> None:
+    """Say once that a budget holds for each graph by itself."""
+    frame = _torch_compat.frame_id()
+    if report.budget_bytes is None or frame is None:
+        return
+    _budgeted_frames.add(frame)
+    if len(_budgeted_frames) == 2:
+        warnings.warn(
+            "more than one training graph was compiled with a memory_budget: it bounds each graph by itself, not their "
+            "sum. Graph breaks (see TORCH_LOGS=graph_breaks) and modules compiled one by one cause this.",
+            RematWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,179 @@
+"""What kind of work a node is, and whether running it twice is allowed.
+
+The tables follow what Inductor lowers to a loop (pointwise, reduction) and what it calls as a kernel of its own
+(extern). Everything unknown is extern: it then counts as expensive, exists in memory, and is never fused away.
+"""
+
+import operator
+
+import torch
+from torch import fx
+
+from remat_pass import _torch_compat
+from remat_pass.problem import Kind
+
+aten = torch.ops.aten
+prims = torch.ops.prims
+
+_POINTWISE = {
+    aten._to_copy,
+    aten.arange,
+    aten.cat,
+    aten.clone,
+    aten.constant_pad_nd,
+    aten.copy,
+    aten.embedding,
+    aten.empty,
+    aten.empty_like,
+    aten.empty_strided,
+    aten.expand_copy,
+    aten.fill,
+    aten.flip,
+    aten.full,
+    aten.full_like,
+    aten.gather,
+    aten.index,
+    aten.index_select,
+    aten.lift_fresh_copy,
+    aten.masked_fill,
+    aten.new_empty,
+    aten.new_empty_strided,
+    aten.new_full,
+    aten.new_ones,
+    aten.new_zeros,
+    aten.ones,
+    aten.ones_like,
+    aten.repeat,
+    aten.roll,
+    aten.scalar_tensor,
+    aten.select_scatter,
+    aten.slice_backward,
+    aten.select_backward,
+    aten.slice_scatter,
+    aten.stack,
+    aten.tril,
+    aten.triu,
+    aten.where,
+    aten.zeros,
+    aten.zeros_like,
+    aten._unsafe_index,
+    aten._unsafe_masked_index,
+    aten.upsample_nearest2d,
+    prims.convert_element_type,
+    prims.iota,
+    prims.inductor_lookup_seed if hasattr(prims, "inductor_lookup_seed") else aten.clone,
+}
+"""Ops that Inductor lowers to a loop over their output although they lack torch's `pointwise` tag."""
+
+_REDUCTIONS = {
+    aten.all,
+    aten.amax,
+    aten.amin,
+    aten.any,
+    aten.argmax,
+    aten.argmin,
+    aten.max,
+    aten.mean,
+    aten.min,
+    aten.prod,
+    aten.sum,
+    aten.std,
+    aten.var,
+    aten.var_mean,
+    aten.avg_pool2d,
+    aten.adaptive_avg_pool2d,
+    aten._adaptive_avg_pool2d,
+    aten.linalg_vector_norm,
+    prims.prepare_softmax_online,
+    prims.sum,
+    prims.var,
+}
+
+_COLLECTIVES = {"_c10d_functional", "c10d_functional", "c10d"}
+
+_SEEDED = {"inductor_random", "inductor_randint"}
+"""Inductor's random ops that read an explicit seed: drawing again gives the same numbers."""
+
+
+def packet(node: fx.Node) -> object:
+    """The op without its overload; the target itself for anything that is not an aten-like op."""
+    return getattr(node.target, "overloadpacket", node.target)
+
+
+def op_name(node: fx.Node) -> str:
+    """How the op is called in reports."""
+    if node.op != "call_function":
+        return str(node.op)
+    return (
+        str(node.target) if isinstance(node.target, torch._ops.OpOverload) else node._pretty_print_target(node.target)
+    )
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether running it draws from a generator. Attention with `dropout_p=0` carries the tag but draws nothing."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    schema = getattr(node.target, "_schema", None)
+    names = [] if schema is None else [argument.name for argument in schema.arguments]
+    if "dropout_p" not in names:
+        return True
+    position = names.index("dropout_p")
+    default = schema.arguments[position].default_value
+    dropout = node.args[position] if len(node.args) > position else node.kwargs.get("dropout_p", default)
+    return dropout != 0
+
+
+def is_collective(node: fx.Node) -> bool:
+    """Whether it communicates with other processes."""
+    return getattr(node.target, "namespace", None) in _COLLECTIVES
+
+
+def has_effect(node: fx.Node) -> bool:
+    """Whether it must run exactly once even if nothing reads it."""
+    return node.op == "call_function" and (
+        is_collective(node) or _torch_compat.is_impure(node) or _mutates(node) or _is_effect_token_op(node)
+    )
+
+
+def kind_of(node: fx.Node, *, is_view: bool) -> Kind:
+    """Kind of a `call_function` or `get_attr` node; `is_view` comes from the storages of its fake values."""
+    if node.op == "get_attr":
+        return Kind.CONSTANT
+    if _torch_compat.is_symbol(node):
+        return Kind.SYMBOL
+    if node.target is operator.getitem:
+        return Kind.PART
+    if is_view:
+        return Kind.VIEW
+    if is_random(node):
+        return Kind.RANDOM
+    if packet(node) in _REDUCTIONS:
+        return Kind.REDUCTION
+    if (
+        torch.Tag.pointwise in getattr(node.target, "tags", ())
+        or packet(node) in _POINTWISE
+        or str(packet(node)).rpartition(".")[2] in _SEEDED
+    ):
+        return Kind.POINTWISE
+    return Kind.EXTERN
+
+
+def why_not_recompute(node: fx.Node) -> str | None:
+    """Why the op may not run a second time, or None. Random draws are judged by analysis: a state can be carried."""
+    if is_collective(node):
+        return "a collective: every rank would have to run it again"
+    if has_effect(node):
+        return "has a side effect: running it twice would repeat it"
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return "a higher-order op: its body is not known to be repeatable"
+    if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in ("aten", "prims", "inductor"):
+        return "a custom op: not known to be repeatable"
+    return None
+
+
+def _mutates(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _is_effect_token_op(node: fx.Node) -> bool:
+    return node.target is torch.ops.higher_order.with_effects

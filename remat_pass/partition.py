@@ -1,0 +1,144 @@
+"""The whole path on one screen: capture, analyze, solve, rewrite, verify, report.
+
+Everything else in the package is one of these steps or something one of them needs. Start reading here.
+"""
+
+import logging
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from remat_pass.analysis import analyze
+from remat_pass.breakdown import break_down
+from remat_pass.choice import Choice, choose, infeasible
+from remat_pass.errors import PlanError, RematWarning
+from remat_pass.incumbent import torch_partition
+from remat_pass.joint_graph import JointGraph, capture
+from remat_pass.options import Options
+from remat_pass.plan_file import dump_plan, load_plan
+from remat_pass.problem import Kind, RematPlan, RematProblem
+from remat_pass.report import RematReport, explain_decisions
+from remat_pass.rewrite import rewrite
+from remat_pass.schedule import added_ns, plan_of
+from remat_pass.units import format_bytes
+from remat_pass.verify import verify
+
+log = logging.getLogger(__name__)
+
+
+def partition(
+    module: fx.GraphModule,
+    inputs: Any,
+    options: Options,
+    *,
+    forward_count: int,
+    static_indices: Sequence[int] | None,
+) -> tuple[fx.GraphModule, fx.GraphModule, RematReport]:
+    """Split a joint graph into a forward and a backward graph that stay within the budget.
+
+    Args:
+        module: AOTAutograd's joint graph; left as it was.
+        inputs: Its fake inputs.
+        options: Resolved options.
+        forward_count: How many leading outputs are forward's.
+        static_indices: Positions of parameters and buffers among the primals, or None if unknown.
+
+    Raises:
+        InfeasibleBudgetError: No plan fits, and `on_infeasible` is "raise".
+        PlanError: `options.plan` has no usable plan for this graph.
+        VerificationError: A bug of this package was caught.
+    """
+    begin = time.perf_counter()
+    fuses = options.lowering == "inductor"
+    joint = capture(module, forward_count=forward_count, static_indices=static_indices, merge_equal=fuses)
+    problem, unprobed = analyze(joint, fuses=fuses, cost_model=options.cost_model)
+    incumbent = torch_partition(joint, problem, inputs) if fuses else None
+    choice = choose(problem, options.memory_budget, incumbent and incumbent.keep)
+    plan = _replayed(problem, choice, options) or _planned(problem, choice, options)
+    if incumbent and choice.is_incumbent and options.plan is None:
+        forward, backward, origin = incumbent.forward, incumbent.backward, "torch"
+    else:
+        rewritten = rewrite(joint, problem, plan)
+        verify(joint, problem, plan, rewritten)
+        forward, backward, origin = rewritten.forward, rewritten.backward, "plan file" if options.plan else "planner"
+    report = _report(joint, problem, plan, choice, forward, backward, options, unprobed, origin, begin)
+    log.info("%s", str(report).splitlines()[1].strip())
+    return forward, backward, report
+
+
+def _planned(problem: RematProblem, choice: Choice, options: Options) -> RematPlan:
+    if not choice.fits:
+        error = infeasible(problem, choice)
+        if options.on_infeasible == "raise":
+            raise error
+        warnings.warn(f"{error} Going on with the least-peak plan.", RematWarning, stacklevel=2)
+    elif choice.overruled:
+        names = ", ".join(problem.values[i].name for i in choice.overruled)
+        warnings.warn(
+            f"memory_budget={choice.budget_bytes} bytes cannot be met with the checkpointing tags of the model; "
+            f"{len(choice.overruled)} values are not treated as tagged: {names}.",
+            RematWarning,
+            stacklevel=2,
+        )
+    return plan_of(problem, choice.candidate.decisions)
+
+
+def _replayed(problem: RematProblem, choice: Choice, options: Options) -> RematPlan | None:
+    if options.plan is None:
+        return None
+    plan = load_plan(options.plan, problem)
+    peak_bytes = break_down(problem, plan).peak_bytes * (1000 + problem.margin_permille) // 1000
+    if choice.budget_bytes is not None and peak_bytes > choice.budget_bytes:
+        raise PlanError(
+            f"plan={options.plan!r} peaks at {format_bytes(peak_bytes)}, prediction error included, above "
+            f"memory_budget={format_bytes(choice.budget_bytes)}. Raise the budget or drop one of the two options."
+        )
+    return plan
+
+
+def _report(
+    joint: JointGraph,
+    problem: RematProblem,
+    plan: RematPlan,
+    choice: Choice,
+    forward: fx.GraphModule,
+    backward: fx.GraphModule,
+    options: Options,
+    unprobed: tuple[str, ...],
+    origin: str,
+    begin: float,
+) -> RematReport:
+    peak = break_down(problem, plan)
+    saved = [problem.values[i] for i in plan.saved(problem)]
+    return RematReport(
+        graph_id=problem.fingerprint,
+        lowering=options.lowering,
+        origin=origin,
+        budget_bytes=choice.budget_bytes,
+        predicted_peak_bytes=peak.peak_bytes,
+        unconstrained_peak_bytes=choice.unconstrained_peak_bytes,
+        least_peak_bytes=choice.least_peak_bytes,
+        margin_permille=problem.margin_permille,
+        saved_bytes=sum(v.size.hint for v in saved if not v.is_input),
+        saved_input_bytes=sum(v.size.hint for v in saved if v.kind is Kind.ACTIVATION_INPUT),
+        recompute_ns=added_ns(problem, plan.saved(problem), plan.recomputed()),
+        planning_seconds=time.perf_counter() - begin,
+        sizes_are_hints=problem.symbolic,
+        unprobed_ops=unprobed,
+        overruled=tuple(problem.values[i].name for i in choice.overruled),
+        peak=peak,
+        decisions=explain_decisions(problem, plan),
+        joint_code=_code(joint.module),
+        forward_code=_code(forward),
+        backward_code=_code(backward),
+        plan_json=dump_plan(problem, plan),
+        forward_graph=forward,
+        backward_graph=backward,
+    )
+
+
+def _code(module: fx.GraphModule) -> str:
+    return module.print_readable(print_output=False)

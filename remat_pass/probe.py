@@ -1,0 +1,116 @@
+"""Running single ops on dummy data: the scratch memory of kernels, and their time.
+
+Kernels allocate memory that no value of a graph shows: a convolution repacks its operands, attention keeps a block per
+thread, a product of two dtypes converts one of them. The peak contains it, so it is measured: once per op, shapes,
+strides, dtypes and thread count, outside fake mode, on data of the right form. Nothing of the process changes: the
+generator state is put back and no gradient is recorded.
+
+Not probed: what may have effects or hidden state (custom, collective and higher-order ops). Their scratch is taken to
+be 0, as is that of an op that refuses dummy data (a Cholesky factor of a constant matrix), and the caller is told.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from remat_pass import _torch_compat
+
+_FILL = 0.5
+"""Every floating-point element: a probability, an argument of log and sqrt, no denormal."""
+
+_MAX_TIMED_RUNS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What one run of an op takes; `peak_bytes` includes its outputs."""
+
+    peak_bytes: int
+    time_ns: int
+
+
+_probes: dict[tuple[object, ...], Probe | None] = {}
+
+
+def probe(node: fx.Node, *, timed: bool) -> Probe | None:
+    """Run the op of a `call_function` node on dummy data; None if it cannot be run so.
+
+    Args:
+        node: A node whose arguments carry fake values.
+        timed: Whether `time_ns` is wanted; it is 0 otherwise.
+    """
+    if not _can_run(node) or _torch_compat.profiler_is_running():
+        return None
+    key = (*_signature(node), torch.get_num_threads(), timed)
+    if key not in _probes:
+        _probes[key] = _run(node, timed)
+    return _probes[key]
+
+
+def _can_run(node: fx.Node) -> bool:
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and target.namespace == "aten" and not target._schema.is_mutable
+
+
+def _signature(node: fx.Node) -> tuple[object, ...]:
+    leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
+    return (node.target, str(spec), *(_form(leaf) for leaf in leaves))
+
+
+def _form(leaf: Any) -> object:
+    value = leaf.meta.get("val") if isinstance(leaf, fx.Node) else leaf
+    if isinstance(value, torch.Tensor):
+        return (*_layout(value), value.dtype, value.device)
+    return str(_plain(value))
+
+
+def _layout(tensor: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    hint = _torch_compat.size_hint
+    return tuple(hint(s) for s in tensor.shape), tuple(hint(s) for s in tensor.stride())
+
+
+def _plain(value: Any) -> Any:
+    return _torch_compat.size_hint(value) if isinstance(value, torch.SymInt) else value
+
+
+def _run(node: fx.Node, timed: bool) -> Probe | None:
+    with _torch_compat.no_fake_tensors(), torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(node)):
+        try:
+            args, kwargs = pytree.tree_map(_dummy, (node.args, node.kwargs))
+            peak_bytes = _torch_compat.allocation_peak(lambda: node.target(*args, **kwargs))
+            duration = _time(node, args, kwargs) if timed else 0
+        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+            return None
+    return Probe(peak_bytes, duration)
+
+
+def _time(node: fx.Node, args: Any, kwargs: Any) -> int:
+    """Fastest of a few runs: other processes can only make a run slower."""
+    durations = []
+    for _ in range(_MAX_TIMED_RUNS):
+        begin = time.perf_counter_ns()
+        node.target(*args, **kwargs)
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        durations.append(time.perf_counter_ns() - begin)
+    return min(durations)
+
+
+def _dummy(leaf: Any) -> Any:
+    """A real tensor of the fake one's form; other arguments as they are."""
+    value = leaf.meta.get("val") if isinstance(leaf, fx.Node) else leaf
+    if not isinstance(value, torch.Tensor):
+        return _plain(value)
+    shape, stride = _layout(value)
+    extent = 1 + sum((s - 1) * d for s, d in zip(shape, stride, strict=True)) if all(shape) else 0
+    fill = _FILL if value.dtype.is_floating_point or value.dtype.is_complex else 0
+    return torch.full((extent,), fill, dtype=value.dtype, device=value.device).as_strided(shape, stride)
+
+
+def _cuda_devices(node: fx.Node) -> list[int]:
+    values = [n.meta.get("val") for n in node.all_input_nodes]
+    return sorted({v.device.index or 0 for v in values if isinstance(v, torch.Tensor) and v.device.type == "cuda"})

@@ -1,0 +1,215 @@
+"""The waist: what the planner knows about a graph, and what it decides, without torch.
+
+Analysis turns a joint graph into a `RematProblem`; the solver turns a `RematProblem` into a `RematPlan`;
+the rewrite turns a `RematPlan` into two graphs. Everything that decides sees only the classes of this file,
+so it is tested in milliseconds on problems written by hand.
+
+    values 0 .. n-1 in joint-graph order, each reading earlier ones
+
+    x ──► a ──► b ──► loss          forward values: computable without a tangent; may run in forward,
+    │     │     │                   in backward, or in both (then b is *recomputed*)
+    │     ▼     ▼
+    └──► da ◄── db ◄── tangent      backward values: need a tangent; run once, in backward
+
+A plan is two straight-line programs, tuples of `Run` steps. `Run(value=b, copy=1, reads=((a, 0),))` computes a
+second copy of b from the copy of a that forward made. What is saved is not stated but follows: the copies that
+forward makes and backward reads. Liveness, verification, rewriting and the plan file read only steps.
+"""
+
+import enum
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+
+CopyId = tuple[int, int]
+"""(value, copy): one run of one value. Inputs and tangents have the one copy 0."""
+
+
+class Kind(str, enum.Enum):
+    """What computing a value means to the lowering."""
+
+    STATIC_INPUT = "static input"
+    """A parameter or buffer: resident anyway, free to save."""
+    ACTIVATION_INPUT = "activation input"
+    """Any other graph input: not counted in the peak, but saving it keeps it alive."""
+    TANGENT = "tangent"
+    """A gradient that autograd hands to backward."""
+    SYMBOL = "symbol"
+    """An integer, float or boolean that the host computes."""
+    CONSTANT = "constant"
+    """An attribute of the module: a lifted tensor or the graph of a higher-order op."""
+    VIEW = "view"
+    """Shares the storage of one of its reads."""
+    PART = "part"
+    """One output of an op that returns several."""
+    POINTWISE = "pointwise"
+    REDUCTION = "reduction"
+    RANDOM = "random"
+    EXTERN = "extern"
+    """A kernel of its own: matmul, convolution, attention, and everything unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Bytes of a storage: `hint` is what planning uses; `expression` the symbolic size, if shapes are dynamic."""
+
+    hint: int
+    expression: str | None = None
+
+
+NO_BYTES = Size(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What one node of the joint graph yields."""
+
+    name: str
+    """Name of the node in the joint graph."""
+    op: str
+    kind: Kind
+    reads: tuple[int, ...] = ()
+    """Values this one is computed from, in order of first use, each once."""
+    size: Size = NO_BYTES
+    """Storage that running it creates and that it owns. An input's is its own size, which no peak counts."""
+    holds: tuple[int, ...] = ()
+    """The reads whose storage stays alive as long as this value does: the base of a view."""
+    workspace_bytes: int = 0
+    """Bytes alive only while it runs. An op with several outputs has all of them here: its parts own them."""
+    rng_state_bytes: int = 0
+    """Bytes to save in forward so that a random value can be drawn again in backward."""
+    recompute_ns: int = 0
+    """Estimated time to compute it once more."""
+    save_ns: int = 0
+    """Estimated time to write it in forward only because it is saved."""
+    needs_tangent: bool = False
+    """True for backward values."""
+    has_effect: bool = False
+    """It runs exactly once whatever is read of it: mutations, random draws, collectives, assertions."""
+    cannot_recompute: str | None = None
+    """Why running it twice is forbidden, or None."""
+    cannot_save: str | None = None
+    """Why it cannot be passed from forward to backward, or None."""
+    wish: str | None = None
+    """"save" or "recompute" where the user tagged it (checkpoint(), selective checkpointing), else None."""
+    source: str | None = None
+    """The user's file:line."""
+
+    @property
+    def is_input(self) -> bool:
+        """Whether it is there before forward runs (parameters, buffers, activations, integers; not tangents)."""
+        return self.kind in (Kind.STATIC_INPUT, Kind.ACTIVATION_INPUT) or (
+            self.kind is Kind.SYMBOL and self.op == "placeholder"
+        )
+
+    @property
+    def is_free(self) -> bool:
+        """Whether running it takes no kernel, so that running it twice is no recompute worth the name."""
+        return self.kind in (Kind.SYMBOL, Kind.CONSTANT, Kind.VIEW, Kind.PART)
+
+
+@dataclass(frozen=True)
+class RematProblem:
+    """A joint graph as the planner sees it.
+
+    Values are in joint-graph order, which is an execution order: reads come before readers, the forward part
+    before the backward part. `forward_outputs` and `gradients` name what each program must return.
+    """
+
+    values: tuple[Value, ...]
+    forward_outputs: tuple[int, ...]
+    gradients: tuple[int, ...]
+    fuses: bool = False
+    """Whether the lowering fuses pointwise values into their readers (Inductor), so that they never exist."""
+    margin_permille: int = 0
+    """Stated prediction error of the lowering, in thousandths of the peak."""
+    resident_forward_bytes: int = 0
+    resident_backward_bytes: int = 0
+    """What other compiled graphs keep alive while these two run."""
+    symbolic: bool = field(default=False)
+    """Whether some size is an expression: then every figure holds at the hinted sizes."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the structure: equal for equal graphs in every process. Costs do not enter."""
+        rows = [
+            (v.name, v.op, v.reads, v.size.hint, v.size.expression, v.needs_tangent, v.has_effect) for v in self.values
+        ]
+        text = json.dumps([rows, self.forward_outputs, self.gradients, self.fuses])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Value by name."""
+        return {value.name: i for i, value in enumerate(self.values)}
+
+    @cached_property
+    def readers(self) -> tuple[tuple[int, ...], ...]:
+        """For every value the values that read it, in order."""
+        readers: list[list[int]] = [[] for _ in self.values]
+        for i, value in enumerate(self.values):
+            for read in value.reads:
+                readers[read].append(i)
+        return tuple(tuple(r) for r in readers)
+
+    @cached_property
+    def runs_in_forward(self) -> tuple[bool, ...]:
+        """For every value whether forward must run it whatever is saved: outputs, effects, and what they read."""
+        must = [False] * len(self.values)
+        for i in self.forward_outputs:
+            must[i] = not self.values[i].needs_tangent
+        for i in reversed(range(len(self.values))):
+            value = self.values[i]
+            must[i] = must[i] or (value.has_effect and not value.needs_tangent)
+            if must[i]:
+                for read in value.reads:
+                    must[read] = True
+        return tuple(must)
+
+    @cached_property
+    def runs_in_backward(self) -> tuple[int, ...]:
+        """The backward values that gradients and effects need, in order."""
+        must = [False] * len(self.values)
+        for i in self.gradients:
+            must[i] = True
+        for i in reversed(range(len(self.values))):
+            value = self.values[i]
+            must[i] = must[i] or (value.has_effect and value.needs_tangent)
+            if must[i] and value.needs_tangent:
+                for read in value.reads:
+                    must[read] = True
+        return tuple(i for i, v in enumerate(self.values) if must[i] and v.needs_tangent and v.kind is not Kind.TANGENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Compute one copy of a value from given copies of what it reads (parallel to `Value.reads`)."""
+
+    value: int
+    copy: int
+    reads: tuple[CopyId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RematPlan:
+    """Two straight-line programs, in execution order. Forward runs copy 0 of a value, backward later ones."""
+
+    forward: tuple[Run, ...]
+    backward: tuple[Run, ...]
+
+    def saved(self, problem: RematProblem) -> tuple[int, ...]:
+        """Values whose forward copy, or whose input, backward reads or returns; in joint-graph order."""
+        in_backward = {step.value for step in self.backward}
+        read = {copy for step in self.backward for copy in step.reads}
+        read.update((g, 0) for g in problem.gradients if g not in in_backward)
+        return tuple(sorted(v for v, c in read if c == 0 and not problem.values[v].needs_tangent))
+
+    def recomputed(self) -> dict[int, int]:
+        """How often each value that forward runs is run again in backward."""
+        in_forward = {step.value for step in self.forward}
+        counts: dict[int, int] = {}
+        for step in self.backward:
+            if step.value in in_forward:
+                counts[step.value] = counts.get(step.value, 0) + 1
+        return counts

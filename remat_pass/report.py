@@ -1,0 +1,224 @@
+"""What was decided for one compiled graph, and why: the part of the product a user reads.
+
+A report holds text and numbers only, apart from the two graphs, so that it can be written beside Inductor's cache and
+come back in a process whose graphs were never partitioned. Reports are collected in the order the graphs were compiled.
+"""
+
+import dataclasses
+import json
+import threading
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import fx
+
+from remat_pass.breakdown import PeakBreakdown
+from remat_pass.plan_file import FILE_NAME
+from remat_pass.problem import Kind, RematPlan, RematProblem
+from remat_pass.units import format_bytes
+
+_ROWS = 12
+_WIDTH = 118
+
+
+@dataclass(frozen=True, slots=True)
+class ValueDecision:
+    """What became of one forward value."""
+
+    name: str
+    op: str
+    action: str
+    """"saved", "recomputed" or "dropped" (backward does not need it)."""
+    copies: int
+    """How often it runs in backward."""
+    size_bytes: int
+    """Of the storage it creates; 0 for views."""
+    recompute_ns: int
+    """Estimated time of one run."""
+    reason: str
+    source: str | None
+    """The user's file:line."""
+
+
+@dataclass(frozen=True)
+class RematReport:
+    """Everything decided about one training graph. Sizes in bytes, times in nanoseconds unless named otherwise."""
+
+    graph_id: str
+    """Fingerprint of the graph: the key of its plan in a plan file."""
+    lowering: str
+    origin: str
+    """Who made the plan: "planner", "torch" (its own partition, kept unchanged) or "plan file"."""
+    budget_bytes: int | None
+    predicted_peak_bytes: int
+    unconstrained_peak_bytes: int
+    least_peak_bytes: int
+    margin_permille: int
+    """Stated prediction error in thousandths: the measured peak may exceed the prediction by this much."""
+    saved_bytes: int
+    saved_input_bytes: int
+    recompute_ns: int
+    planning_seconds: float
+    sizes_are_hints: bool
+    """Whether shapes are dynamic, so that every figure holds at the hinted sizes."""
+    unprobed_ops: tuple[str, ...]
+    """Ops whose scratch memory is not in the prediction because it could not be measured."""
+    overruled: tuple[str, ...]
+    """Values whose checkpointing tag the budget could not be met with."""
+    peak: PeakBreakdown
+    decisions: tuple[ValueDecision, ...]
+    joint_code: str
+    forward_code: str
+    backward_code: str
+    plan_json: str
+    forward_graph: fx.GraphModule | None = field(default=None, compare=False, repr=False)
+    """The graph handed to the lowering; None if the report came back from a warm cache."""
+    backward_graph: fx.GraphModule | None = field(default=None, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        """A table for people, without colours."""
+        buffer = StringIO()
+        Console(file=buffer, width=_WIDTH, no_color=True).print(_summary(self), _decision_table(self), sep="\n")
+        return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+    def to_json(self) -> str:
+        """All but the graphs."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.name.endswith("_graph")}
+        fields["peak"] = dataclasses.asdict(self.peak)
+        fields["decisions"] = [dataclasses.asdict(d) for d in self.decisions]
+        return json.dumps(fields, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "RematReport":
+        """The report that `to_json` wrote, without the graphs."""
+        fields: dict[str, Any] = json.loads(text)
+        peak = fields["peak"]
+        peak["bytes_by_role"] = tuple((role, count) for role, count in peak["bytes_by_role"])
+        peak["largest"] = tuple((name, role, count) for name, role, count in peak["largest"])
+        fields["peak"] = PeakBreakdown(**peak)
+        fields["decisions"] = tuple(ValueDecision(**d) for d in fields["decisions"])
+        fields["unprobed_ops"], fields["overruled"] = tuple(fields["unprobed_ops"]), tuple(fields["overruled"])
+        return cls(**fields)
+
+    def write(self, debug_dir: str) -> Path:
+        """Write the graphs as text, the plan and the report into a folder of its own; returns the folder."""
+        folder = Path(debug_dir) / f"graph_{self.graph_id[:12]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in (
+            ("joint.py", self.joint_code),
+            ("forward.py", self.forward_code),
+            ("backward.py", self.backward_code),
+            (FILE_NAME, self.plan_json),
+            ("report.json", self.to_json()),
+            ("report.txt", f"{self}\n"),
+        ):
+            (folder / name).write_text(text)
+        return folder
+
+
+_reports: list[RematReport] = []
+_lock = threading.Lock()
+
+
+def publish(report: RematReport) -> None:
+    """Add a report to `reports()`."""
+    with _lock:
+        _reports.append(report)
+
+
+def reports() -> tuple[RematReport, ...]:
+    """One report per compiled training graph of this process, oldest first."""
+    with _lock:
+        return tuple(_reports)
+
+
+def clear_reports() -> None:
+    """Forget all reports."""
+    with _lock:
+        _reports.clear()
+
+
+def explain_decisions(problem: RematProblem, plan: RematPlan) -> tuple[ValueDecision, ...]:
+    """One row per forward value that takes memory or time, or is saved, in joint-graph order."""
+    saved, runs = set(plan.saved(problem)), plan.recomputed()
+    in_backward = {s.value for s in plan.backward}
+    rows = []
+    for i, value in enumerate(problem.values):
+        if value.needs_tangent or (value.is_free and not value.size.hint) or (value.is_input and i not in saved):
+            continue
+        action = "saved" if i in saved else "recomputed" if i in in_backward else "dropped"
+        copies = runs.get(i, 1 if action == "recomputed" else 0)
+        reason = _reason(problem, i, action, moved=action == "recomputed" and i not in runs)
+        rows.append(
+            ValueDecision(
+                value.name, value.op, action, copies, value.size.hint, value.recompute_ns, reason, value.source
+            )
+        )
+    return tuple(rows)
+
+
+def _reason(problem: RematProblem, i: int, action: str, *, moved: bool) -> str:
+    value = problem.values[i]
+    if action == "dropped":
+        return "backward does not need it"
+    if value.kind is Kind.STATIC_INPUT:
+        return "a parameter or buffer: there already"
+    if value.is_input:
+        return "an input of the graph: free to keep"
+    if value.wish == {"saved": "save", "recomputed": "recompute"}[action]:
+        return "tagged by checkpointing"
+    if action == "saved":
+        return value.cannot_recompute or f"{_microseconds(value.recompute_ns)} to run again"
+    if moved:
+        return "only backward needs it"
+    return value.cannot_save or f"{_microseconds(value.recompute_ns)} instead of {format_bytes(value.size.hint)}"
+
+
+def _microseconds(ns: int) -> str:
+    return f"{ns / 1000:.1f} us"
+
+
+def _summary(report: RematReport) -> str:
+    budget = "no budget" if report.budget_bytes is None else f"budget {format_bytes(report.budget_bytes)}"
+    lines = [
+        f"remat_pass: graph {report.graph_id[:12]}, lowering {report.lowering}, {budget}, plan by {report.origin}",
+        f"  predicted peak     {format_bytes(report.predicted_peak_bytes):>12}  (error within "
+        f"{report.margin_permille / 10:g}%), in {report.peak.program} at {report.peak.value}: {report.peak.describe()}",
+        f"  unconstrained peak {format_bytes(report.unconstrained_peak_bytes):>12}",
+        f"  least peak         {format_bytes(report.least_peak_bytes):>12}  (smallest budget this graph accepts)",
+        f"  saved              {format_bytes(report.saved_bytes):>12}  and {format_bytes(report.saved_input_bytes)} "
+        "of inputs",
+        f"  recompute          {report.recompute_ns / 1e6:>9.3f} ms  estimated per step",
+        f"  planning           {report.planning_seconds:>9.2f} s",
+    ]
+    if report.sizes_are_hints:
+        lines.append("  shapes are dynamic: all figures hold at the sizes seen while compiling")
+    if report.unprobed_ops:
+        lines.append(f"  scratch memory unknown, not in the prediction: {', '.join(report.unprobed_ops)}")
+    if report.overruled:
+        lines.append(f"  checkpointing tags overruled by the budget: {len(report.overruled)} values")
+    return "\n".join(lines)
+
+
+def _decision_table(report: RematReport) -> Table:
+    """The largest values, grouped by what became of them."""
+    table = Table(box=None, pad_edge=False)
+    for heading, justify in (("action", "left"), ("value", "left"), ("op", "left"), ("bytes", "right")):
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("reason", no_wrap=True)
+    table.add_column("source", no_wrap=True, justify="right")
+    for action in ("saved", "recomputed"):
+        rows = [d for d in report.decisions if d.action == action]
+        rows.sort(key=lambda d: -d.size_bytes)
+        for d in rows[:_ROWS]:
+            times = f"{action} x{d.copies}" if d.copies > 1 else action
+            source = "" if d.source is None else "/".join(d.source.split("/")[-1:])
+            table.add_row(times, d.name, d.op, format_bytes(d.size_bytes), d.reason, source)
+        if len(rows) > _ROWS:
+            rest = sum(d.size_bytes for d in rows[_ROWS:])
+            table.add_row(action, f"and {len(rows) - _ROWS} more", "", format_bytes(rest), "", "")
+    return table

@@ -18,12 +18,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks import demo_report, demo_results
+from benchmarks import demo_page, demo_results
 from benchmarks.demo_results import mib
 from benchmarks.demo_training import Batch, Run, Settings, compile_and_observe, new_model, train
 from benchmarks.models import Llama, LlamaConfig
@@ -46,14 +47,15 @@ def main() -> int:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     console.print(
         f"{parameters / 1e6:.1f} M parameters, {settings.model.layers} layers; batches of {settings.batch} x "
-        f"{settings.model.context} bytes of {text.files:,} files of Python's standard library."
+        f"{settings.model.context} bytes of {text.files:,} files of Python's standard library.",
+        soft_wrap=True,
     )
     with tempfile.TemporaryDirectory(prefix="remat_demo_") as cache, _progress(console) as progress:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         runs = _compile_all(model, _batches(text, settings, count=1)[0], settings, progress)
         _train_all(runs, _batches(text, settings, count=settings.steps), settings, progress)
     described = [demo_results.describe_run(run, runs[0]) for run in runs]
-    results = {
+    results: dict[str, Any] = {
         "command": shlex.join(["scripts/demo", *sys.argv[1:]]),
         "seconds": time.perf_counter() - started,
         "machine": demo_results.describe_machine(settings),
@@ -63,9 +65,9 @@ def main() -> int:
         "runs": described,
         "checks": [dataclasses.asdict(check) for check in demo_results.check(described)],
     }
-    demo_report.print_results(results, console)
-    page = demo_report.write(results, arguments.output)
-    console.print(f"The demo took {results['seconds']:.0f} s. Curves and all figures: {page}")
+    demo_page.print_results(results, console)
+    page = demo_page.write(results, arguments.output)
+    console.print(f"The demo took {results['seconds']:.0f} s. Curves and all figures: {page}", soft_wrap=True)
     return 0 if all(check["passed"] for check in results["checks"]) else 1
 
 
@@ -81,25 +83,27 @@ def _compile_all(model: Llama, batch: Batch, settings: Settings, progress: Progr
             progress.remove_task(task)
         progress.console.print(
             f"({label}) {title}{within}: compiled in {run.compile_seconds:.0f} s, "
-            f"measured peak {mib(run.measured_peak_bytes)}"
+            f"measured peak {mib(run.measured_peak_bytes)}",
+            soft_wrap=True,
         )
         return run
 
     a = compile_one("a", "inductor", None)
     half_bytes = a.measured_peak_bytes // 2
     try:
-        b = compile_one("b", "remat at half of (a)", half_bytes)
+        b = compile_one("b", "remat, half of (a)", half_bytes)
     except Exception as error:
         infeasible = _infeasible_budget(error)
         if infeasible is None:
             raise
         progress.console.print(
             f"[yellow]Half of (a), {mib(half_bytes)}, is out of reach: no plan is below "
-            f"{mib(infeasible.least_peak_bytes)}. (b) trains at that least peak instead.[/]"
+            f"{mib(infeasible.least_peak_bytes)}. (b) trains at that least peak instead.[/]",
+            soft_wrap=True,
         )
-        b = compile_one("b", "remat at its least peak", infeasible.least_peak_bytes)
+        b = compile_one("b", "remat, least peak", infeasible.least_peak_bytes)
     assert b.report is not None
-    c = compile_one("c", "remat at its least peak + 10%", b.report.least_peak_bytes * 11 // 10)
+    c = compile_one("c", "remat, least peak + 10%", b.report.least_peak_bytes * 11 // 10)
     return [a, b, c]
 
 
@@ -154,7 +158,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/demo", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", default="cpu", help='"cpu" or "cuda" (default: cpu)')
-    parser.add_argument("--steps", type=int, help="training steps of each run (default: 40)")
+    parser.add_argument("--steps", type=int, help=f"training steps of each run (default: {Settings().steps})")
     parser.add_argument("--output", type=Path, default=Path("demo_report"), help="folder (default: demo_report)")
     parser.add_argument("--quick", action="store_true", help="a tiny model and few steps: does everything work?")
     arguments = parser.parse_args()

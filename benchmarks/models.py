@@ -31,6 +31,9 @@ class LlamaConfig:
 class Llama(nn.Module):
     """Maps tokens (batch, length) and the tokens that follow them, both int64, to the mean cross entropy in nats."""
 
+    cosine: Tensor
+    sine: Tensor
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config

@@ -6,6 +6,7 @@ Inductor import it when they are called: a user of the eager lowering never pays
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +16,11 @@ from torch._C._profiler import _ExperimentalConfig, _ExtraFields_Allocation
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
 from torch._functorch import partitioners
+from torch._functorch._aot_autograd.descriptors import (
+    InputMutationAOTOutput,
+    SubclassGetAttrAOTInput,
+    SubclassGetAttrAOTOutput,
+)
 from torch._functorch._aot_autograd.graph_compile import is_opaque_node
 from torch._functorch._aot_autograd.utils import _is_bwd_seed_offset, _is_primal, _is_tangent
 from torch._functorch.compile_utils import fx_graph_cse, raise_getitems
@@ -111,6 +117,39 @@ def split_outputs(module: fx.GraphModule, forward_count: int) -> tuple[list[Any]
     return forward, backward
 
 
+def overwritten_inputs(module: fx.GraphModule) -> frozenset[str]:
+    """Names of the placeholders whose contents a step replaces: statistics, counters, arguments changed in place.
+
+    AOTAutograd makes every mutation a computation of the new contents. It writes them back by a `copy_` in the graph,
+    or returns them and writes them back itself between forward and backward (2.13, 2.14).
+    """
+    names, returned = set(), set()
+    for node in module.graph.nodes:
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            names.update(a.name for a in _written(node) if isinstance(a, fx.Node) and a.op == "placeholder")
+    for desc in module.graph.output_node().meta.get("desc", ()):
+        root = _root_desc(desc)
+        if isinstance(root, InputMutationAOTOutput):
+            returned.add(_root_desc(root.mutated_input))
+    for node in module.graph.find_nodes(op="placeholder"):
+        if returned and _root_desc(node.meta.get("desc")) in returned:
+            names.add(node.name)
+    return frozenset(names)
+
+
+def _written(node: fx.Node) -> list[Any]:
+    arguments = node.target._schema.arguments
+    given = [*zip(node.args, arguments, strict=False), *((node.kwargs.get(a.name), a) for a in arguments)]
+    return [value for value, a in given if a.alias_info is not None and a.alias_info.is_write]
+
+
+def _root_desc(desc: Any) -> Any:
+    """What a part of a tensor subclass is a part of."""
+    while isinstance(desc, (SubclassGetAttrAOTInput, SubclassGetAttrAOTOutput)):
+        desc = desc.base
+    return desc
+
+
 def is_tangent(node: fx.Node) -> bool:
     """Whether the placeholder belongs to backward only: a tangent or the random seed of backward (2.13, 2.14)."""
     return _is_tangent(node) or _is_bwd_seed_offset(node)
@@ -192,7 +231,11 @@ def carry_rng_states(
 
 
 def rename(node: fx.Node, name: str) -> None:
-    """Give a node the name, which must be free in its graph (2.13, 2.14)."""
+    """Give a node the name, which no other node of its graph may have (2.13, 2.14).
+
+    A graph remembers the names of erased nodes and would number this one instead of giving it such a name.
+    """
+    node.graph._graph_namespace._used_names.discard(name)
     node._rename(name)
 
 
@@ -266,6 +309,165 @@ def compile_with_inductor(module: fx.GraphModule, inputs: Any, config_patches: d
     from torch._inductor.compile_fx import compile_fx
 
     return compile_fx(module, inputs, config_patches=config_patches)
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledBuffer:
+    """A buffer that Inductor's generated code will allocate, or take as an argument and free."""
+
+    name: str
+    size_bytes: int
+    freed_bytes: int
+    """Differs from `size_bytes` for ops of several outputs: the op allocates them all, each part frees its own."""
+    first_kernel: int
+    last_kernel: int
+    """Kernel after which it is freed; the number of kernels if it is returned."""
+    is_input: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InductorSchedule:
+    """What Inductor will run for one graph, in order."""
+
+    kernels: tuple[tuple[str, ...], ...]
+    """Names of the graph's nodes that each kernel computes."""
+    is_loop: tuple[bool, ...]
+    """Whether Inductor generates the kernel; the others are calls of library kernels."""
+    buffers: tuple[ScheduledBuffer, ...]
+    overwritten: dict[str, str]
+    """Buffer by the one it is written over: they share their memory."""
+
+
+class _ScheduleIsKnown(Exception):
+    """Ends a compilation once its schedule is known."""
+
+
+class _ScheduleReader:
+    """A scheduler pass that reads the fused and reordered kernels, and stops before code is generated."""
+
+    def __init__(self) -> None:
+        self.schedule: InductorSchedule | None = None
+
+    def uuid(self) -> None:
+        """Never cache what is not finished."""
+
+    def __call__(self, nodes: list[Any]) -> list[Any]:
+        from torch._inductor import config
+        from torch._inductor.virtualized import V
+
+        self.schedule = InductorSchedule((), (), (), {})
+        if nodes:
+            inputs, outputs = OrderedSet(V.graph.graph_inputs), OrderedSet(V.graph.get_output_names())
+            self.schedule = _read_schedule(nodes, inputs, outputs, config.reorder_for_peak_memory)
+        raise _ScheduleIsKnown
+
+
+def _read_schedule(nodes: list[Any], inputs: Any, outputs: Any, reorders: bool) -> InductorSchedule:
+    from torch._inductor import memory
+    from torch._inductor.scheduler import SchedulerNode
+
+    scheduler = nodes[0].scheduler
+    fused = scheduler.name_to_fused_node
+    if reorders:  # Inductor's own last pass, which would come next
+        nodes = memory.reorder_for_peak_memory(nodes, scheduler.name_to_buf, fused, inputs, outputs)
+    _, freeable = memory.prepare_planning_info(nodes, scheduler.name_to_buf, fused, inputs, outputs)
+    is_loop = tuple(all(isinstance(part, SchedulerNode) for part in node.get_nodes()) for node in nodes)
+    buffers = []
+    for info in memory.compute_memory_timeline(nodes, freeable, outputs)[0]:
+        name, last = info.buffer.get_name(), len(nodes) if info.end_step == -1 else info.end_step
+        if name in freeable:
+            buffers.append(ScheduledBuffer(name, info.size_free, info.size_free, 0, last, True))
+        elif not (is_loop[info.start_step] and last == info.start_step):  # else it lives in registers
+            buffers.append(ScheduledBuffer(name, info.size_alloc, info.size_free, info.start_step, last, False))
+    kernels = tuple(
+        tuple(origin.name for part in node.get_nodes() if part.node for origin in part.node.get_origins())
+        for node in nodes
+    )
+    buffers = _join_concatenations(buffers, scheduler)
+    return InductorSchedule(kernels, is_loop, tuple(buffers), _find_overwritten(nodes, {b.name for b in buffers}))
+
+
+def _join_concatenations(buffers: list[ScheduledBuffer], scheduler: Any) -> list[ScheduledBuffer]:
+    """Pieces of a concatenation are written straight into it: it is there from the first piece on."""
+    from torch._inductor import ir
+
+    whole_of = {}
+    for b in buffers:
+        node = None if b.is_input else scheduler.name_to_buf[b.name].node
+        if node is not None and isinstance(node.get_output_spec(), ir.NonOwningLayout):
+            whole_of[b.name] = node.get_output_spec().view.get_name()
+    begin: dict[str, int] = {}
+    for b in buffers:
+        if b.name in whole_of:
+            begin[whole_of[b.name]] = min(b.first_kernel, begin.get(whole_of[b.name], b.first_kernel))
+    return [
+        replace(b, first_kernel=min(b.first_kernel, begin.get(b.name, b.first_kernel)))
+        for b in buffers
+        if b.name not in whole_of
+    ]
+
+
+def _find_overwritten(nodes: list[Any], allocated: set[str]) -> dict[str, str]:
+    """The rule of `SchedulerNode.decide_inplace_update`: one reader is left, and it reads where it writes."""
+    from torch._inductor import config
+    from torch._inductor.scheduler import SchedulerNode
+
+    overwritten: dict[str, str] = {}
+    completed: set[str] = set()
+    for node in nodes if config.inplace_buffers else ():
+        for part in node.get_nodes():
+            for buffer in part.get_outputs() if isinstance(part, SchedulerNode) else ():
+                if buffer.get_name() not in allocated or not buffer.node.should_allocate():
+                    continue
+                for read in part.read_writes.reads:
+                    source = part.scheduler.name_to_buf.get(read.name)
+                    if source is None or read.name not in allocated or read.name in overwritten.values():
+                        continue
+                    done = completed | set(part.ancestors)
+                    left = [user for user in source.users if user.node.get_name() not in done]
+                    if len(left) == 1 and left[0].can_inplace and left[0].node is part:
+                        overwritten[buffer.get_name()] = read.name
+                        break
+        completed.update(part.get_name() for part in node.get_nodes())
+    return overwritten
+
+
+def schedule_with_inductor(
+    module: fx.GraphModule, *, is_backward: bool, config_patches: dict[str, Any]
+) -> InductorSchedule:
+    """Lower a forward or backward graph as Inductor will, up to its final order, without generating code (2.13, 2.14).
+
+    Works on a copy of the graph. Autotuning is off: it would run kernels, and changes which kernel, not which buffer.
+    """
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+
+    copy = copy_graph_module(module)
+    inputs = [node.meta["val"] for node in copy.graph.find_nodes(op="placeholder")]
+    reader = _ScheduleReader()
+    patches = {
+        **config_patches,
+        "_post_fusion_custom_pass": reader,
+        "fx_graph_cache": False,
+        "fx_graph_remote_cache": False,
+        "max_autotune": False,
+        "max_autotune_gemm": False,
+        "max_autotune_pointwise": False,
+        "triton.cudagraphs": False,
+    }
+    with config.patch(patches):
+        try:
+            compile_fx_inner(copy, inputs, is_backward=is_backward)
+        except Exception as error:
+            if not _was_caused_by(error, _ScheduleIsKnown):
+                raise
+    return reader.schedule or InductorSchedule((), (), (), {})
+
+
+def _was_caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    while error is not None and not isinstance(error, kind):
+        error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
+    return error is not None
 
 
 def compile_op_by_op(module: fx.GraphModule, inputs: Any, partition: Any) -> Any:

@@ -12,7 +12,15 @@ from torch import fx
 from remat_pass import _torch_compat
 from remat_pass.costs import DeviceRates, device_rates, roofline_ns, transfer_ns
 from remat_pass.joint_graph import JointGraph
-from remat_pass.ops import has_effect, is_random, kind_of, op_name, why_not_recompute
+from remat_pass.ops import (
+    has_effect,
+    is_random,
+    is_statistics_update,
+    kind_of,
+    op_name,
+    updates_statistics,
+    why_not_recompute,
+)
 from remat_pass.probe import probe
 from remat_pass.problem import Kind, RematProblem, Value
 from remat_pass.storage import Storages, main_device_type, storage_size, storages_of
@@ -37,6 +45,8 @@ class _Context:
     rates: DeviceRates
     backward: frozenset[str]
     """Nodes that can only run in backward."""
+    overwritten: frozenset[str]
+    """Inputs whose contents do not last from forward to backward, and views of them."""
 
 
 def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[RematProblem, tuple[str, ...]]:
@@ -53,7 +63,13 @@ def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[RematPr
     """
     device_type = main_device_type(joint.nodes)
     context = _Context(
-        joint, fuses, cost_model == "measured", device_type, device_rates(device_type), _backward_nodes(joint)
+        joint,
+        fuses,
+        cost_model == "measured",
+        device_type,
+        device_rates(device_type),
+        _backward_nodes(joint),
+        _overwritten(joint, device_type),
     )
     index = {node: i for i, node in enumerate(joint.nodes)}
     values: list[Value] = []
@@ -90,6 +106,15 @@ def _backward_nodes(joint: JointGraph) -> frozenset[str]:
     return frozenset(backward)
 
 
+def _overwritten(joint: JointGraph, device_type: str) -> frozenset[str]:
+    """The inputs that a step overwrites, and all views of them."""
+    names = set(joint.overwritten)
+    for node in joint.nodes if names else ():
+        if any(held.name in names for held in storages_of(node, device_type).holds):
+            names.add(node.name)
+    return frozenset(names)
+
+
 def _placeholder(node: fx.Node, context: _Context) -> Value:
     size = storage_size(node.meta.get("val"), context.device_type)
     if node.name in context.backward:
@@ -108,7 +133,7 @@ def _placeholder(node: fx.Node, context: _Context) -> Value:
 
 def _computed(node: fx.Node, index: dict[fx.Node, int], context: _Context, unprobed: dict[str, None]) -> Value:
     storages = storages_of(node, context.device_type)
-    kind = kind_of(node, is_view=bool(storages.holds) and isinstance(node.meta.get("val"), torch.Tensor))
+    kind = kind_of(node, is_view=bool(storages.holds) and not storages.output_bytes)
     workspace, recompute_ns = _run_figures(node, kind, storages, context, unprobed)
     return Value(
         name=node.name,
@@ -153,11 +178,25 @@ def _run_figures(
 def _why_not_recompute(node: fx.Node, context: _Context) -> str | None:
     if node.name in context.joint.pinned:
         return "torch requires it to be saved: its source is mutated, or it has effects or hooks"
+    if _needs_old_contents(node, context):
+        return "reads an input that the step overwrites: in backward its old contents are gone"
     if is_random(node) and context.fuses and context.joint.wishes.get(node.name) != "recompute":
         return "random: a second draw would give other numbers"
     if _torch_compat.is_symbol(node) and isinstance(node.meta.get("val"), torch.SymInt):
         return "a symbolic size: handed to backward as an integer"
     return why_not_recompute(node)
+
+
+def _needs_old_contents(node: fx.Node, context: _Context) -> bool:
+    """Views of an overwritten input are as good as the input itself; what is computed from them is not.
+
+    BatchNorm in training mode reads its running statistics for their own update alone.
+    """
+    if node.name in context.overwritten:
+        return False
+    if is_statistics_update(node):
+        return any(n.name in context.overwritten for n in node.args[0].all_input_nodes)
+    return not updates_statistics(node) and any(n.name in context.overwritten for n in node.all_input_nodes)
 
 
 def _why_not_save(node: fx.Node, kind: Kind) -> str | None:

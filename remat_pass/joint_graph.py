@@ -34,6 +34,8 @@ class JointGraph:
     """"save" or "recompute" by node name, as the user's checkpointing tagged it."""
     pinned: frozenset[str]
     """Nodes that torch requires to be saved rather than run twice."""
+    overwritten: frozenset[str]
+    """Inputs that have other contents in backward than in forward, or that backward changes."""
 
     @cached_property
     def nodes(self) -> tuple[fx.Node, ...]:
@@ -79,6 +81,7 @@ def capture(
         gradients=tuple(gradients),
         wishes=wishes,
         pinned=pinned,
+        overwritten=_torch_compat.overwritten_inputs(module),
     )
 
 

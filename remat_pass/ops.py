@@ -95,6 +95,14 @@ _SEEDED = {"inductor_random", "inductor_randint"}
 """Inductor's random ops that read an explicit seed: drawing again gives the same numbers."""
 
 
+_STATISTICS_UPDATES = {
+    aten._native_batch_norm_legit_functional.default: (5, (3, 4)),
+    aten._batch_norm_with_update_functional.default: (None, (4, 5)),
+}
+"""Normalisations that return new running statistics: position of their `training` argument (None: always training),
+and which results are the new statistics. In training nothing else depends on the old ones."""
+
+
 def packet(node: fx.Node) -> object:
     """The op without its overload; the target itself for anything that is not an aten-like op."""
     return getattr(node.target, "overloadpacket", node.target)
@@ -123,6 +131,19 @@ def is_random(node: fx.Node) -> bool:
     return dropout != 0
 
 
+def updates_statistics(node: fx.Node) -> bool:
+    """Whether it is a normalisation in training mode, which reads running statistics only to update them."""
+    training, _ = _STATISTICS_UPDATES.get(node.target, (None, ()))
+    return node.target in _STATISTICS_UPDATES and (training is None or bool(node.args[training]))
+
+
+def is_statistics_update(node: fx.Node) -> bool:
+    """Whether it is the new running statistics among the results of such a normalisation."""
+    if node.target is not operator.getitem or not updates_statistics(node.args[0]):
+        return False
+    return node.args[1] in _STATISTICS_UPDATES[node.args[0].target][1]
+
+
 def is_collective(node: fx.Node) -> bool:
     """Whether it communicates with other processes."""
     return getattr(node.target, "namespace", None) in _COLLECTIVES
@@ -141,10 +162,10 @@ def kind_of(node: fx.Node, *, is_view: bool) -> Kind:
         return Kind.CONSTANT
     if _torch_compat.is_symbol(node):
         return Kind.SYMBOL
-    if node.target is operator.getitem:
-        return Kind.PART
     if is_view:
         return Kind.VIEW
+    if node.target is operator.getitem:
+        return Kind.PART
     if is_random(node):
         return Kind.RANDOM
     if packet(node) in _REDUCTIONS:

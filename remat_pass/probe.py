@@ -5,8 +5,10 @@ thread, a product of two dtypes converts one of them. The peak contains it, so i
 strides, dtypes and thread count, outside fake mode, on data of the right form. Nothing of the process changes: the
 generator state is put back and no gradient is recorded.
 
-Not probed: what may have effects or hidden state (custom, collective and higher-order ops). Their scratch is taken to
-be 0, as is that of an op that refuses dummy data (a Cholesky factor of a constant matrix), and the caller is told.
+Not probed: what may have effects or hidden state (custom, collective and higher-order ops), and what trusts a buffer
+that another kernel filled in a form of its own, which dummy data would crash (backward of an LSTM). Their scratch is
+taken to be 0, as is that of an op that refuses dummy data (a Cholesky factor of a constant matrix), and the caller is
+told.
 """
 
 import time
@@ -23,6 +25,11 @@ _FILL = 0.5
 """Every floating-point element: a probability, an argument of log and sqrt, no denormal."""
 
 _MAX_TIMED_RUNS = 5
+
+_TRUSTED_ARGUMENTS = frozenset(
+    "workspace reserve reserveSpace reservedSpace dropout_state weight_buf LU_pivots pivots".split()
+)
+"""Arguments that kernels of torch 2.13 and 2.14 follow without a check: handles, addresses, row numbers from 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,11 @@ def probe(node: fx.Node, *, timed: bool) -> Probe | None:
 
 def _can_run(node: fx.Node) -> bool:
     target = node.target
-    return isinstance(target, torch._ops.OpOverload) and target.namespace == "aten" and not target._schema.is_mutable
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten" or target._schema.is_mutable:
+        return False
+    values = [n.meta.get("val") for n in node.all_input_nodes]
+    dense = all(v.layout == torch.strided for v in values if isinstance(v, torch.Tensor))
+    return dense and not any(argument.name in _TRUSTED_ARGUMENTS for argument in target._schema.arguments)
 
 
 def _signature(node: fx.Node) -> tuple[object, ...]:

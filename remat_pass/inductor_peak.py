@@ -1,0 +1,82 @@
+"""What Inductor will really allocate: asked of Inductor itself, before any code is generated.
+
+A plan on FX nodes is only a wish to Inductor. It fuses kernels that share an input, wherever they stood, so that
+buffers meet that the plan kept apart; it writes an output over an input that dies; it reorders. All of that is settled
+when its scheduler is done, in a small part of the compile time, and can be read off there:
+
+    alive(k) = buffers first written at or before kernel k and last read at or after it
+    peak     = max over k of  alive(k) + scratch of k
+
+A generated kernel writes an output over an equally large input that only it still reads, and extern kernels take the
+scratch that `probe` measured.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx
+
+from remat_pass import _torch_compat
+from remat_pass._torch_compat import InductorSchedule, ScheduledBuffer
+from remat_pass.problem import Kind, RematProblem
+
+
+def inductor_peak_bytes(
+    forward: fx.GraphModule,
+    backward: fx.GraphModule,
+    problem: RematProblem,
+    values: tuple[Mapping[str, int], Mapping[str, int]],
+    config_patches: dict[str, Any],
+) -> int:
+    """Peak of the two graphs under Inductor.
+
+    Args:
+        forward: The graphs that Inductor is going to compile; left as they were.
+        backward: See `forward`.
+        problem: Where the sizes of arguments and the scratch of ops come from.
+        values: For each graph the value that a node of that name computes.
+        config_patches: Inductor options the user set.
+    """
+    peak = 0
+    for module, by_name, is_backward in ((forward, values[0], False), (backward, values[1], True)):
+        schedule = _torch_compat.schedule_with_inductor(
+            module, is_backward=is_backward, config_patches=config_patches
+        )
+        resident = problem.resident_backward_bytes if is_backward else problem.resident_forward_bytes
+        peak = max(peak, schedule_peak(schedule, _scratch(schedule, problem, by_name)) + resident)
+    return peak
+
+
+def schedule_peak(schedule: InductorSchedule, scratch: list[int]) -> int:
+    """Peak of one schedule; `scratch` has the bytes that each kernel takes beside its buffers."""
+    count = len(schedule.kernels)
+    change = [0] * (count + 2)
+    for buffer, last in _lifetimes(schedule):
+        change[buffer.first_kernel] += buffer.size_bytes
+        change[last + 1] -= buffer.freed_bytes
+    peak = now = 0
+    for k in range(count + 1):
+        now += change[k]
+        peak = max(peak, now + (scratch[k] if k < count else 0))
+    return peak
+
+
+def _lifetimes(schedule: InductorSchedule) -> list[tuple[ScheduledBuffer, int]]:
+    """Each buffer with the last kernel that holds its memory as its own: one that is written over gives it up."""
+    sizes = {b.name: b.size_bytes for b in schedule.buffers}
+    over = {old for new, old in schedule.overwritten.items() if sizes[new] == sizes[old]}
+    return [(b, b.last_kernel - 1 if b.name in over else b.last_kernel) for b in schedule.buffers]
+
+
+def _scratch(schedule: InductorSchedule, problem: RematProblem, values: Mapping[str, int]) -> list[int]:
+    """Scratch of extern kernels: what was measured for the op, less the outputs that the schedule shows as buffers."""
+    allocated = [0] * (len(schedule.kernels) + 1)
+    for b in schedule.buffers:
+        if not b.is_input:
+            allocated[b.first_kernel] += b.size_bytes
+    scratch = []
+    for k, names in enumerate(schedule.kernels):
+        ops = [problem.values[values[n]] for n in names if n in values] if not schedule.is_loop[k] else []
+        needs = [op.workspace_bytes + op.size.hint for op in ops if op.kind in (Kind.EXTERN, Kind.RANDOM)]
+        scratch.append(max(0, max(needs, default=0) - allocated[k]))
+    return scratch

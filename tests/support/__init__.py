@@ -1,0 +1,1 @@
+"""What tests share: small problems written by hand, and random ones."""

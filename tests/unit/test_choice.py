@@ -1,0 +1,182 @@
+"""From a budget to a plan: with and without budget, with tags, at the edge and below it.
+
+Mutants these tests kill: the prediction error is left out of the budget or of the least peak, or rounded down; tags are
+never overruled, or overruled although the budget can be met with them.
+"""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from remat_pass.choice import Choice, choose, infeasible
+from remat_pass.errors import InfeasibleBudgetError
+from remat_pass.problem import RematProblem
+from tests.support.problems import MIB, US, Draft, chain, diamond, keep, names, residual_chain
+
+
+def peak_mib(choice: Choice) -> float:
+    return choice.candidate.peak_bytes / MIB
+
+
+def two_layers(**more: object) -> RematProblem:
+    """14 MiB with everything saved, 10 with a1 recomputed for 40 us."""
+    return replace(residual_chain(2), **more)  # type: ignore[arg-type]
+
+
+def with_wishes(**wishes: str) -> RematProblem:
+    problem = two_layers()
+    return replace(problem, values=tuple(replace(v, wish=wishes.get(v.name)) for v in problem.values))
+
+
+def test_without_a_budget_nothing_is_recomputed() -> None:
+    choice = choose(two_layers(), None, None)
+    assert (peak_mib(choice), choice.candidate.recompute_ns) == (14, 0)
+    assert (choice.budget_bytes, choice.fits, choice.is_incumbent, choice.overruled) == (None, True, False, ())
+    assert (choice.unconstrained_peak_bytes, choice.least_peak_bytes) == (14 * MIB, 10 * MIB)
+
+
+def test_a_budget_takes_the_fastest_plan_that_fits() -> None:
+    choice = choose(two_layers(), 14 * MIB, None)
+    assert (peak_mib(choice), choice.candidate.recompute_ns, choice.fits) == (14, 0, True)
+    choice = choose(two_layers(), 14 * MIB - 1, None)
+    assert (peak_mib(choice), choice.candidate.recompute_ns, choice.fits) == (10, 40 * US, True)
+
+
+def test_a_budget_below_the_least_peak_takes_the_plan_of_the_least_peak_and_says_so() -> None:
+    choice = choose(two_layers(), 10 * MIB - 1, None)
+    assert (peak_mib(choice), choice.fits, choice.budget_bytes) == (10, False, 10 * MIB - 1)
+
+
+def test_a_fraction_is_one_of_the_unconstrained_peak_rounded_down() -> None:
+    assert choose(two_layers(), 1.0, None).budget_bytes == 14 * MIB
+    choice = choose(two_layers(), 0.75, None)
+    assert (choice.budget_bytes, peak_mib(choice), choice.fits) == (14 * MIB * 3 // 4, 10, True)
+    choice = choose(two_layers(), 0.3333333, None)
+    assert (choice.budget_bytes, choice.fits) == (4893354, False)  # 4893354.18
+
+
+def test_the_prediction_error_is_kept_out_of_the_budget() -> None:
+    problem = two_layers(margin_permille=40)
+    choice = choose(problem, None, None)
+    assert choice.unconstrained_peak_bytes == 14 * MIB
+    assert choice.least_peak_bytes == 10905191  # 10 MiB * 1.04 = 10905190.4
+    assert choose(problem, 10905191, None).fits
+    assert not choose(problem, 10905190, None).fits
+    assert choose(problem, 15267266, None).candidate.recompute_ns == 40 * US
+    assert choose(problem, 15267267, None).candidate.recompute_ns == 0  # 14 MiB * 1.04 = 15267266.56
+
+
+def test_peaks_fall_with_the_budget() -> None:
+    problem = residual_chain(4)
+    peaks = [choose(problem, percent / 100, None).candidate.peak_bytes for percent in range(100, 0, -7)]
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def test_an_infeasible_budget_names_what_is_reachable_and_what_holds_it_up() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("out", "x")
+    draft.tangent("t")
+    draft.backward("huge", "t out", mib=640, source="model.py:88")
+    problem = draft.build(outputs="out", gradients="huge")
+    choice = choose(problem, 256 * MIB, None)
+    assert (choice.fits, peak_mib(choice)) == (False, 642)
+    error = infeasible(problem, choice)
+    assert isinstance(error, InfeasibleBudgetError)
+    assert (error.budget_bytes, error.least_peak_bytes) == (256 * MIB, 642 * MIB)
+    message = str(error)
+    assert message.startswith(
+        "no plan fits 256.0 MiB: the least reachable peak of this graph is 642.0 MiB, "
+        "in backward at huge (model.py:88): 640.0 MiB gradients, "
+    )
+    assert "1.0 MiB tangents" in message
+    assert "Raise memory_budget to at least 673185792 bytes or 1.0, " in message
+    assert message.endswith('or pass on_infeasible="warn" for the least-peak plan.')
+
+
+def test_the_message_states_the_prediction_error_and_no_fraction_above_one() -> None:
+    problem = chain(1, margin_permille=40)  # its only peak is 3 MiB
+    message = str(infeasible(problem, choose(problem, MIB, None)))
+    assert "peak of this graph is 3.1 MiB (prediction error of 4% included), in backward at b1: " in message
+    assert "to at least 3271558 bytes, or pass" in message
+
+
+@pytest.mark.parametrize("margin_permille", [0, 1, 40, 333])
+@pytest.mark.parametrize("layers", range(1, 9))
+def test_what_the_error_names_is_accepted(layers: int, margin_permille: int) -> None:
+    problem = chain(layers, margin_permille=margin_permille)
+    error = infeasible(problem, choose(problem, 1, None))
+    assert choose(problem, error.least_peak_bytes, None).fits
+    assert not choose(problem, error.least_peak_bytes - 1, None).fits
+    fraction = re.search(r" bytes or ([0-9.]+),", str(error))
+    if fraction:
+        assert choose(problem, float(fraction[1]), None).fits
+
+
+@pytest.mark.parametrize(("least", "unconstrained"), [(1, 3), (2, 3), (29, 100), (57, 100), (999, 1000), (7, 7)])
+def test_the_fraction_that_the_error_names_is_enough_to_the_byte(least: int, unconstrained: int) -> None:
+    """29 of 100 bytes are 0.29, but int(0.29 * 100) is 28."""
+    problem = chain(1)
+    choice = replace(choose(problem, 1, None), least_peak_bytes=least, unconstrained_peak_bytes=unconstrained)
+    fraction = re.search(r" bytes or ([0-9.]+),", str(infeasible(problem, choice)))
+    assert fraction
+    assert int(float(fraction[1]) * unconstrained) >= least
+
+
+def test_the_incumbent_stays_unless_clearly_beaten() -> None:
+    problem = two_layers()
+    everything = choose(problem, None, keep(problem, "a1 r1 a2"))
+    assert (everything.is_incumbent, everything.unconstrained_peak_bytes) == (True, 14 * MIB)
+    # Recomputing a2 as well does not lower the peak.
+    wasteful = choose(problem, None, keep(problem, "r1"))
+    assert (wasteful.is_incumbent, wasteful.candidate.recompute_ns, peak_mib(wasteful)) == (False, 40 * US, 10)
+
+
+def test_a_rival_that_needs_more_memory_does_not_replace_the_incumbent() -> None:
+    problem = two_layers()
+    choice = choose(problem, None, keep(problem, "r1 a2"))
+    assert (choice.is_incumbent, choice.candidate.recompute_ns, peak_mib(choice)) == (True, 40 * US, 10)
+
+
+def test_with_a_budget_the_incumbent_is_one_candidate_of_many() -> None:
+    problem = diamond()
+    choice = choose(problem, 1.0, keep(problem, "left right"))
+    assert not choice.is_incumbent
+    assert choice.candidate.recompute_ns == 0
+
+
+def test_tags_are_honoured_without_a_budget() -> None:
+    problem = with_wishes(a2="recompute")
+    choice = choose(problem, None, None)
+    assert names(problem, choice.candidate.decisions.recomputed) == "a2"
+    assert choice.overruled == ()
+
+
+def test_tags_are_honoured_where_the_budget_can_be_met_with_them() -> None:
+    problem = with_wishes(a2="save", r1="save")
+    choice = choose(problem, 10 * MIB, None)
+    assert names(problem, choice.candidate.decisions.saved) == "r0 w r1 a2"
+    assert (choice.fits, choice.overruled) == (True, ())
+    # Not even where going against them would be faster and fit as well.
+    slower = with_wishes(a2="recompute")
+    choice = choose(slower, 14 * MIB, None)
+    assert (names(slower, choice.candidate.decisions.recomputed), choice.overruled) == ("a2", ())
+
+
+def test_tags_give_way_to_a_budget_that_cannot_be_met_with_them() -> None:
+    problem = with_wishes(a1="save", a2="save", r1="save")
+    assert choose(problem, 14 * MIB, None).overruled == ()
+    choice = choose(problem, 14 * MIB - 1, None)
+    assert (choice.fits, peak_mib(choice), names(problem, choice.overruled)) == (True, 10, "a1")
+    assert choice.least_peak_bytes == 10 * MIB
+
+
+def test_a_tag_that_cannot_be_followed_was_not_overruled_by_the_budget() -> None:
+    problem = with_wishes(a1="recompute")
+    i = problem.index["a1"]
+    pinned = replace(problem.values[i], cannot_recompute="a collective: every rank would have to run it again")
+    problem = replace(problem, values=(*problem.values[:i], pinned, *problem.values[i + 1 :]))
+    choice = choose(problem, None, None)
+    assert i in choice.candidate.decisions.saved
+    assert choice.overruled == ()

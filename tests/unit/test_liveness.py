@@ -1,0 +1,320 @@
+"""Bytes alive at every step, against what a person adds up. All literals are MiB.
+
+Mutants these tests kill: a view does not keep its base alive; a tangent is born where it stands; forward outputs die at
+their last use, or live on into backward; gradients die at their last use; workspace, generator states or the bytes of
+other graphs are left out; inputs are counted; a value dies one step early or late.
+"""
+
+from remat_pass.liveness import Liveness, simulate
+from remat_pass.problem import Kind, RematPlan, RematProblem
+from remat_pass.schedule import decide, lay_out, program_of
+from tests.support.problems import MIB, Draft, chain, keep, plan_keeping, positions, step
+
+
+def simulated(problem: RematProblem, kept: str) -> Liveness:
+    return simulate(problem, lay_out(problem, decide(problem, keep(problem, kept))))
+
+
+def alive(problem: RematProblem, kept: str) -> list[float]:
+    """MiB alive while each step runs."""
+    liveness = simulated(problem, kept)
+    assert liveness.peak_bytes == max(liveness.alive_bytes)
+    return [count / MIB for count in liveness.alive_bytes]
+
+
+def test_a_chain_that_saves_everything() -> None:
+    #                               f1 f2 f3  t b3 b2 b1
+    assert alive(chain(3), "f1 f2 f3") == [1, 2, 3, 4, 5, 4, 3]
+
+
+def test_a_chain_that_saves_nothing_recomputes_one_live_block() -> None:
+    #                        f1 f2 f3  t f1 f2 f3 b3 b2 b1
+    assert alive(chain(3), "") == [1, 2, 2, 1, 2, 3, 4, 5, 4, 3]
+
+
+def test_a_chain_that_saves_the_middle() -> None:
+    #                          f1 f2 f3  t f3 b3 b2 f1 b1
+    assert alive(chain(3), "f2") == [1, 2, 2, 2, 3, 4, 3, 2, 3]
+
+
+def test_the_first_of_equal_peaks_is_reported() -> None:
+    liveness = simulated(chain(3), "f1 f2 f3")
+    assert (liveness.peak_bytes, liveness.peak_position) == (5 * MIB, 4)
+    flat = simulated(chain(1), "f1")  # f1 t b1: 1, 2, 3
+    assert (flat.peak_bytes, flat.peak_position) == (3 * MIB, 2)
+    draft = Draft()
+    draft.input("x")
+    draft.op("a", "x", mib=2)
+    draft.op("b", "x", mib=2)
+    draft.tangent("t", mib=2)
+    draft.backward("g", "", mib=0)
+    tied = simulated(draft.build(outputs="b", gradients="g"), "")  # b t g: 2, 2, 0
+    assert (tied.peak_bytes, tied.peak_position) == (2 * MIB, 0)
+
+
+def test_born_and_last_use_name_steps() -> None:
+    liveness = simulated(chain(2), "f1 f2")  # f1 f2 t b2 b1
+    assert liveness.born == [MIB] * 5
+    assert liveness.last_use == [4, 3, 3, 4, 4]
+
+
+def test_inputs_take_no_bytes_even_where_they_are_saved() -> None:
+    draft = Draft()
+    draft.input("x", mib=100)
+    draft.input("w", mib=100, static=True)
+    draft.op("a", "x w")
+    draft.tangent("t")
+    draft.backward("g", "t x w")
+    assert alive(draft.build(outputs="a", gradients="g"), "") == [1, 1, 2]
+
+
+def test_a_view_keeps_its_base_alive() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("a", "x", mib=4)
+    draft.view("row", "a")
+    draft.view("element", "row")
+    draft.op("b", "x")
+    draft.op("out", "element b")
+    draft.tangent("t")
+    draft.backward("g", "t")
+    problem = draft.build(outputs="out", gradients="g")
+    #                        a row element b out  t  g
+    assert alive(problem, "") == [4, 4, 4, 5, 6, 1, 2]
+
+
+def test_a_view_read_in_backward_keeps_a_saved_base_alive() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("a", "x", mib=4)
+    draft.view("v", "a")
+    draft.op("out", "v")
+    draft.tangent("t")
+    draft.backward("g1", "t")
+    draft.backward("g2", "g1 v")
+    problem = draft.build(outputs="out", gradients="g2")
+    #                         a  v out t g1  v g2
+    assert alive(problem, "a") == [4, 4, 5, 5, 6, 5, 6]
+    #                          v is made from a second a:
+    #                         a  v out t g1  a  v g2
+    assert alive(problem, "") == [4, 4, 5, 1, 2, 5, 5, 6]
+
+
+def test_a_view_of_an_input_takes_nothing() -> None:
+    draft = Draft()
+    draft.input("x", mib=9)
+    draft.view("v", "x")
+    draft.op("out", "v")
+    draft.tangent("t")
+    draft.backward("g", "t v")
+    #                                                                   v out t  v  g
+    assert alive(draft.build(outputs="out", gradients="g"), "") == [0, 1, 1, 1, 2]
+
+
+def test_a_returned_view_keeps_its_base_to_the_end() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("out", "x")
+    draft.tangent("t")
+    draft.backward("g", "t", mib=4)
+    draft.view("gv", "g", needs_tangent=True)
+    draft.backward("h", "t")
+    draft.backward("last", "h")
+    problem = draft.build(outputs="out", gradients="gv last")
+    #                       out  t  g gv  h last
+    assert alive(problem, "") == [1, 1, 5, 5, 6, 6]
+
+
+def test_workspace_is_alive_while_its_step_runs() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("conv", "x", workspace_bytes=3 * MIB)
+    draft.op("out", "conv")
+    draft.tangent("t")
+    draft.backward("g", "t conv", workspace_bytes=5 * MIB)
+    problem = draft.build(outputs="out", gradients="g")
+    #                           conv out t  g
+    assert alive(problem, "conv") == [4, 2, 2, 8]
+    #                           conv out t conv g: it needs its workspace again
+    assert alive(problem, "") == [4, 2, 1, 5, 8]
+
+
+def test_outputs_of_an_op_are_all_there_while_it_runs() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.several("op", "x", {"p": 2, "unread": 3})
+    draft.op("out", "p")
+    draft.tangent("t")
+    draft.backward("g", "t p")
+    problem = draft.build(outputs="out", gradients="g")
+    #                         op  p out t  g
+    assert alive(problem, "p") == [5, 2, 3, 3, 4]
+
+
+def test_tangents_are_there_from_the_start_of_backward() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("a", "x")
+    draft.op("b", "x")
+    draft.tangent("ta", mib=2)
+    draft.tangent("tb", mib=3)
+    draft.backward("g1", "ta")
+    draft.backward("g2", "tb g1")
+    problem = draft.build(outputs="a b", gradients="g2")
+    #                         a  b ta tb g1 g2
+    assert alive(problem, "") == [1, 2, 5, 5, 6, 5]
+
+
+def test_a_tangent_that_nobody_reads_was_allocated_nevertheless() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("logits", "x", mib=7)
+    draft.op("loss", "logits", mib=1)
+    draft.tangent("zeros", mib=7)
+    draft.tangent("t")
+    draft.backward("g", "t")
+    problem = draft.build(outputs="loss logits", gradients="g")
+    #                         logits loss zeros t g
+    assert alive(problem, "") == [7, 8, 8, 1, 2]
+
+
+def test_forward_outputs_die_when_forward_returns() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("early", "x", mib=5)
+    draft.op("b", "x")
+    draft.op("out", "b")
+    draft.tangent("t")
+    draft.backward("g", "t")
+    problem = draft.build(outputs="early out", gradients="g")
+    #                       early b out t  g
+    assert alive(problem, "") == [5, 6, 7, 1, 2]
+
+
+def test_saved_forward_outputs_live_to_their_last_use_in_backward() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("out", "x", mib=5)
+    draft.tangent("t")
+    draft.backward("g", "t out")
+    draft.backward("h", "g")
+    problem = draft.build(outputs="out", gradients="h")
+    #                          out t  g  h
+    assert alive(problem, "out") == [5, 6, 7, 2]
+
+
+def test_gradients_are_alive_to_the_end_of_backward() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("out", "x")
+    draft.tangent("t")
+    draft.backward("g1", "t", mib=4)
+    draft.backward("g2", "t", mib=2)
+    draft.backward("g3", "g2")
+    problem = draft.build(outputs="out", gradients="g1 g3")
+    #                       out t g1 g2 g3
+    assert alive(problem, "") == [1, 1, 5, 7, 7]
+
+
+def test_a_saved_gradient_that_forward_computed_stays() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("out", "x")
+    draft.op("jacobian", "x", mib=3)
+    draft.tangent("t")
+    draft.backward("g", "t")
+    problem = draft.build(outputs="out", gradients="g jacobian")
+    #                             out jacobian t g
+    assert alive(problem, "jacobian") == [1, 4, 4, 5]
+    #                             out t g jacobian
+    assert alive(problem, "") == [1, 1, 2, 4]
+
+
+def test_a_draw_repeated_in_backward_holds_its_generator_state() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.random("mask", "x", mib=4, state_mib=1)
+    draft.op("out", "mask")
+    draft.tangent("t")
+    draft.backward("g", "t mask")
+    draft.backward("h", "g")
+    problem = draft.build(outputs="out", gradients="h")
+    #                           mask out t  g  h
+    assert alive(problem, "mask") == [4, 5, 5, 6, 2]
+    #                           mask out t mask g h: 1 MiB of state instead of 4 of mask until it is drawn again
+    assert alive(problem, "") == [5, 6, 2, 6, 6, 2]
+
+
+def test_other_graphs_count_at_every_step() -> None:
+    problem = chain(1, resident_forward_bytes=10 * MIB, resident_backward_bytes=20 * MIB)
+    #                           f1  t  b1
+    assert alive(problem, "f1") == [11, 22, 23]
+
+
+def test_backward_effects_and_unread_values_die_at_once() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("out", "x")
+    draft.tangent("t")
+    draft.backward("debug", "t", mib=6, has_effect=True)
+    draft.backward("g", "t")
+    problem = draft.build(outputs="out", gradients="g")
+    #                       out t debug g
+    assert alive(problem, "") == [1, 1, 7, 2]
+
+
+def test_every_copy_is_a_storage_of_its_own() -> None:
+    problem = chain(3)
+    plan = plan_keeping(problem, "")
+    first_block = plan.backward[:4]  # f1' f2' f3' b3
+    again = (step(problem, "f1''", "x"), step(problem, "f2''", "f1''"), step(problem, "b2", "b3", "f2''"))
+    lazily = RematPlan(
+        plan.forward, (*first_block, *again, step(problem, "f1'''", "x"), step(problem, "b1", "b2", "f1'''"))
+    )
+    program = program_of(problem, lazily)
+    counts = [count / MIB for count in simulate(problem, program).alive_bytes]
+    # f1 f2 f3 t f1' f2' f3' b3 f1'' f2'' b2 f1''' b1: two layers at a time instead of three
+    assert counts == [1, 2, 2, 1, 2, 3, 3, 3, 2, 3, 3, 2, 3]
+    assert simulate(problem, program).last_use[positions(problem, program)["f1'"]] == 5
+
+
+def test_fused_values_take_no_bytes_and_keep_what_they_read() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("mm", "x", mib=4)
+    draft.op("gelu", "mm", mib=4, kind=Kind.POINTWISE)
+    draft.op("double", "gelu", mib=4, kind=Kind.POINTWISE)
+    draft.op("sum", "double", kind=Kind.REDUCTION)
+    draft.tangent("t")
+    draft.backward("g", "t")
+    problem = draft.build(outputs="sum", gradients="g", fuses=True)
+    #                          mm gelu double sum t g
+    assert alive(problem, "") == [4, 4, 4, 5, 1, 2]
+
+
+def test_a_value_that_an_extern_kernel_reads_exists_even_where_others_fuse() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("mm", "x", mib=4)
+    draft.op("gelu", "mm", mib=4, kind=Kind.POINTWISE)
+    draft.view("transposed", "gelu")
+    draft.op("out", "transposed")
+    draft.tangent("t")
+    draft.backward("g", "t")
+    problem = draft.build(outputs="out", gradients="g", fuses=True)
+    #                           mm gelu transposed out t g
+    assert alive(problem, "") == [4, 8, 4, 5, 1, 2]
+
+
+def test_saved_and_returned_values_exist_where_others_fuse() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("relu", "x", mib=4, kind=Kind.POINTWISE)
+    draft.op("out", "relu", kind=Kind.POINTWISE)
+    draft.tangent("t")
+    draft.backward("g", "t relu", kind=Kind.POINTWISE)
+    problem = draft.build(outputs="out", gradients="g", fuses=True)
+    #                           relu out t g
+    assert alive(problem, "relu") == [4, 5, 5, 6]
+    #                           relu out t relu g: computed inside its readers
+    assert alive(problem, "") == [0, 1, 1, 1, 2]

@@ -1,0 +1,201 @@
+"""The frontier on graphs whose best plans are known, and the cliff of pytorch#197838.
+
+Mutants these tests kill: no waists are forced; nothing is mixed; dominated candidates stay; candidates come in order of
+peak; a view does not cross as its base.
+"""
+
+import itertools
+import subprocess
+import sys
+from dataclasses import replace
+
+from remat_pass.problem import Kind
+from remat_pass.solver import Candidate, evaluate, fastest_within, frontier, narrow_waists
+from tests.support.problems import MIB, US, Draft, chain, diamond, keep, names, residual_chain, u_net
+
+
+def curve(candidates: tuple[Candidate, ...]) -> list[tuple[float, float]]:
+    """(peak in MiB, recompute in us)."""
+    return [(c.peak_bytes / MIB, c.recompute_ns / US) for c in candidates]
+
+
+def test_evaluate_simulates_the_schedule_of_a_keep_set() -> None:
+    problem = chain(3)
+    candidate = evaluate(problem, keep(problem, "f2"))
+    assert names(problem, candidate.decisions.saved) == "x f2"
+    assert curve((candidate,)) == [(4, 2)]
+    assert curve((evaluate(problem, keep(problem, "f1 f2 f3")),)) == [(5, 0)]
+    assert curve((evaluate(problem, frozenset()),)) == [(5, 3)]
+
+
+def test_frontier_of_a_short_residual_chain_is_the_best_there_is() -> None:
+    # Each layer whose 4 MiB are recomputed costs its first product again; the last layer's are back too soon to help.
+    assert curve(frontier(residual_chain(3))) == [(19, 0), (15, 40), (11, 80)]
+
+
+def test_a_long_chain_of_equal_layers_is_recomputed_in_segments() -> None:
+    """No position is narrower than another, and saving all or nothing holds all layers at once: 34 MiB.
+
+    Saving every sixth layer holds 5 of them, a segment of 6, and what the step at hand reads and writes.
+    """
+    candidates = frontier(chain(32))
+    assert curve(candidates)[0] == (34, 0)
+    assert candidates[-1].peak_bytes <= 14 * MIB
+    assert candidates[-1].recompute_ns <= 32 * US
+
+
+def test_a_short_chain_of_equal_layers_comes_near_its_optimum() -> None:
+    # Brute force over all saved sets: 14 MiB with everything saved, 6 MiB at best.
+    candidates = frontier(chain(12))
+    assert curve(candidates)[0] == (14, 0)
+    assert candidates[-1].peak_bytes <= 8 * MIB
+
+
+def test_a_u_net_trades_its_skips() -> None:
+    """Of 18 MiB, 8 are values on the way down that nothing but the way up and the gradients wait for."""
+    candidates = frontier(u_net(8))
+    assert curve(candidates)[0] == (18, 0)
+    assert candidates[-1].peak_bytes <= 13 * MIB
+
+
+def test_no_candidate_dominates_another_and_the_fastest_comes_first() -> None:
+    for problem in (chain(12), diamond(), u_net(4), residual_chain(6)):
+        points = curve(frontier(problem))
+        assert points == sorted(points, key=lambda point: (-point[0], point[1]))
+        assert len({peak for peak, _ in points}) == len({us for _, us in points}) == len(points)
+        assert points[0][1] == 0
+
+
+def test_fastest_within_takes_the_first_that_fits() -> None:
+    candidates = frontier(residual_chain(2))
+    assert curve(candidates) == [(14, 0), (10, 40)]
+    assert fastest_within(candidates, 14 * MIB) is candidates[0]
+    assert fastest_within(candidates, 14 * MIB - 1) is candidates[1]
+    assert fastest_within(candidates, 10 * MIB) is candidates[1]
+    assert fastest_within(candidates, 10 * MIB - 1) is None
+
+
+def test_a_smaller_budget_never_has_a_larger_peak() -> None:
+    candidates = frontier(residual_chain(8))
+    chosen = [fastest_within(candidates, mib * MIB // 2) for mib in range(120)]
+    peaks = [c.peak_bytes for c in chosen if c]
+    assert peaks == sorted(peaks)
+    assert [c is None for c in chosen] == sorted([c is None for c in chosen], reverse=True)
+
+
+def test_the_cliff_of_a_deep_residual_chain_is_bridged() -> None:
+    """Saving everything and recomputing everything both hold all layers at once; the least peak is far below."""
+    problem = residual_chain(32)
+    everything = evaluate(problem, frozenset(range(len(problem.values)))).peak_bytes
+    nothing = evaluate(problem, frozenset()).peak_bytes
+    least = frontier(problem)[-1].peak_bytes
+    # a1 .. a32, r1 .. r31, the tangent and the first gradient
+    assert everything == nothing == (32 * 4 + 31 + 1 + 4) * MIB
+    # All residuals saved and one layer at a time: 31 + 4 + 1 + 4. Every second or third residual is better.
+    assert least < 40 * MIB
+
+
+def test_the_curve_of_a_deep_residual_chain_has_no_large_gap() -> None:
+    """Identical layers flip together in a price sweep; mixing fills what lies between."""
+    peaks = [c.peak_bytes / MIB for c in frontier(residual_chain(16))]
+    gaps = [high - low for high, low in itertools.pairwise(peaks)]
+    assert max(gaps) <= 0.15 * (peaks[0] - peaks[-1])
+
+
+def test_waists_of_a_residual_chain_are_the_residuals() -> None:
+    problem = residual_chain(4)
+    assert [names(problem, waist) for waist in narrow_waists(problem)] == ["r1", "r2", "r3"]
+
+
+def test_a_waist_may_be_several_values_together() -> None:
+    """Two streams side by side: only both of them cut the graph."""
+    draft = Draft()
+    draft.input("x")
+    left = right = "x"
+    for i in (1, 2, 3):
+        draft.op(f"wide{i}", f"{left} {right}", mib=8)
+        draft.op(f"left{i}", f"wide{i} {left}")
+        draft.op(f"right{i}", f"wide{i} {right}")
+        left, right = f"left{i}", f"right{i}"
+    draft.op("out", "left3 right3")
+    draft.tangent("t")
+    draft.backward("g", "t out")
+    problem = draft.build(outputs="out", gradients="g")
+    waists = [names(problem, waist) for waist in narrow_waists(problem)]
+    assert waists[:2] == ["left1 right1", "left2 right2"]
+
+
+def test_a_chain_without_valleys_has_no_waist() -> None:
+    assert narrow_waists(chain(8)) == []
+
+
+def test_a_view_crosses_as_its_base() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("a", "x")
+    draft.view("v", "a")
+    draft.op("wide", "x", mib=8)
+    draft.op("out", "wide v")
+    draft.tangent("t")
+    draft.backward("g", "t wide v")
+    problem = draft.build(outputs="out", gradients="g")
+    assert [names(problem, waist) for waist in narrow_waists(problem)] == ["a"]
+
+
+def test_wishes_bind_every_candidate() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("a", "x", mib=2, wish="recompute")
+    draft.op("b", "a", wish="save")
+    draft.op("out", "b")
+    draft.tangent("t")
+    draft.backward("g1", "t b")
+    draft.backward("g2", "g1 a")
+    problem = draft.build(outputs="out", gradients="g2")
+    for candidate in frontier(problem):
+        assert problem.index["b"] in candidate.decisions.saved
+        assert problem.index["a"] in candidate.decisions.recomputed
+    assert curve(frontier(problem, honour_wishes=False))[0][1] == 0
+
+
+def test_a_model_whose_blocks_are_all_checkpointed_can_be_planned() -> None:
+    problem = residual_chain(3)
+    tags = {i for i, v in enumerate(problem.values) if not v.needs_tangent and not v.is_input}
+    values = (replace(v, wish="recompute") if i in tags else v for i, v in enumerate(problem.values))
+    tagged = replace(problem, values=tuple(values))
+    assert curve(frontier(tagged)) == [(19, 3 * 40 + 2 * 40 + 2 * 2)]
+    assert curve(frontier(tagged, honour_wishes=False)) == [(19, 0), (15, 40), (11, 80)]
+
+
+def test_extra_keep_sets_are_candidates() -> None:
+    problem = diamond()
+    for extra in (frozenset[int](), keep(problem, "left"), keep(problem, "a left right")):
+        candidates = frontier(problem, extra=(extra,))
+        own = evaluate(problem, extra)
+        assert any(c.peak_bytes <= own.peak_bytes and c.recompute_ns <= own.recompute_ns for c in candidates)
+
+
+def test_a_backward_that_reads_nothing_of_forward_can_be_planned() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("sum", "x")
+    draft.tangent("t")
+    draft.backward("expanded", "t")
+    assert curve(frontier(draft.build(outputs="sum", gradients="expanded"))) == [(2, 0)]
+
+
+def test_a_graph_of_free_values_can_be_planned() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("size", "", mib=0, us=0, kind=Kind.SYMBOL)
+    draft.view("v", "x")
+    draft.tangent("t")
+    draft.backward("g", "t v size")
+    assert curve(frontier(draft.build(outputs="v", gradients="g"))) == [(2, 0)]
+
+
+def test_what_decides_leaves_torch_unimported() -> None:
+    modules = ("problem", "mincut", "schedule", "liveness", "solver", "plan_file", "breakdown", "choice")
+    imports = ", ".join(f"remat_pass.{module}" for module in modules)
+    code = f"import sys, {imports}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

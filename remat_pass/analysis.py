@@ -25,7 +25,7 @@ from remat_pass.probe import probe
 from remat_pass.problem import Kind, RematProblem, Value
 from remat_pass.storage import Storages, main_device_type, storage_size, storages_of
 
-_INDUCTOR_MARGIN_PERMILLE = 40
+_INDUCTOR_MARGIN_PERMILLE = 20
 """How far Inductor's real peak may exceed the prediction: it fuses, reorders and reuses buffers after planning."""
 
 _EAGER_MARGIN_PERMILLE = 1

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from remat_pass.liveness import Liveness, simulate
+from remat_pass.liveness import simulate
 from remat_pass.problem import Kind, RematPlan, RematProblem
 from remat_pass.schedule import Program, program_of
 
@@ -37,7 +37,7 @@ def break_down(problem: RematProblem, plan: RematPlan, *, largest: int = 8) -> P
     alive = [
         (problem.values[program.values[p]].name, _role(problem, program, p), size)
         for p, size in enumerate(liveness.born)
-        if size and _is_alive(problem, program, liveness, p, at)
+        if size and liveness.begin[p] <= at <= liveness.last_use[p]
     ]
     if liveness.workspace and liveness.workspace[at]:
         alive.append((problem.values[program.values[at]].name, WORKSPACE, liveness.workspace[at]))
@@ -60,12 +60,6 @@ def break_down(problem: RematProblem, plan: RematPlan, *, largest: int = 8) -> P
         tuple(sorted(totals.items(), key=lambda item: -item[1])),
         tuple(sorted(alive, key=lambda item: -item[2])[:largest]),
     )
-
-
-def _is_alive(problem: RematProblem, program: Program, liveness: Liveness, position: int, at: int) -> bool:
-    tangent = problem.values[program.values[position]].kind is Kind.TANGENT
-    begin = program.forward_end if tangent else position
-    return begin <= at <= liveness.last_use[position]
 
 
 def _role(problem: RematProblem, program: Program, position: int) -> str:

@@ -4,19 +4,30 @@ Without a budget the fastest plan wins whose peak is not above the incumbent's, 
 lowering, which has no incumbent, nothing is recomputed. With a budget the fastest plan wins whose peak, prediction
 error included, fits. What the user's checkpointing asks for binds both, and gives way only to a budget that cannot be
 met with it.
+
+The frontier is ordered by *simulated* peaks. Whether a plan fits is for a `Judge` to say: under eager lowering the
+simulation itself, which is exact; under Inductor its own scheduler (`inductor_peak`). Where the two differ the search
+learns their ratio and tries the next candidate, a bounded number of times (`_search`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from remat_pass.breakdown import break_down
 from remat_pass.errors import InfeasibleBudgetError
-from remat_pass.problem import RematProblem
-from remat_pass.schedule import plan_of
+from remat_pass.liveness import simulate
+from remat_pass.problem import RematPlan, RematProblem
+from remat_pass.schedule import plan_of, program_of
 from remat_pass.solver import Candidate, evaluate, fastest_within, frontier
 from remat_pass.units import format_bytes
 
+Judge = Callable[[RematPlan], int]
+"""The peak in bytes that a plan will really have under its lowering."""
+
 _WORTH_CHANGING = 0.01
 """Share of the modelled step by which a plan must beat torch's own before it replaces it without a budget."""
+
+_MAX_TRIALS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,47 +35,57 @@ class Choice:
     """The chosen candidate, and what the report says about the others."""
 
     candidate: Candidate
+    peak_bytes: int
+    """Of the candidate, as judged."""
     budget_bytes: int | None
     unconstrained_peak_bytes: int
     least_peak_bytes: int
-    """Smallest budget that is accepted: the least simulated peak plus the prediction error."""
+    """Smallest budget that is accepted: the least judged peak plus the prediction error."""
     is_incumbent: bool
     fits: bool
     overruled: tuple[int, ...]
     """Values whose tag the budget made us ignore, in joint-graph order."""
 
 
-def choose(problem: RematProblem, memory_budget: float | int | None, incumbent_keep: frozenset[int] | None) -> Choice:
+def choose(
+    problem: RematProblem,
+    memory_budget: float | int | None,
+    incumbent_keep: frozenset[int] | None = None,
+    judge: Judge | None = None,
+) -> Choice:
     """Pick the plan for a budget.
 
     Args:
         problem: The graph.
         memory_budget: None, a fraction of the unconstrained peak (float), or bytes (int).
         incumbent_keep: What torch's own partition saves; None where there is no incumbent.
+        judge: Tells the real peak of a plan; None: the simulated one is exact.
     """
+
+    def peak_of(candidate: Candidate) -> int:
+        return candidate.peak_bytes if judge is None else judge(plan_of(problem, candidate.decisions))
+
     extra = () if incumbent_keep is None else (incumbent_keep,)
     honouring = frontier(problem, extra=extra)
-    unconstrained, is_incumbent = _without_budget(problem, honouring, incumbent_keep)
     tagged = any(v.wish for v in problem.values)
     free = frontier(problem, extra=extra, honour_wishes=False) if tagged else ()
-    least = min(c.peak_bytes for c in (*honouring, *free))
-    budget_bytes = _in_bytes(memory_budget, unconstrained.peak_bytes)
-    if budget_bytes is None:
-        chosen: Candidate | None = unconstrained
-    else:
+    unconstrained, is_incumbent = _without_budget(problem, honouring, incumbent_keep, peak_of)
+    unconstrained_bytes = peak_of(unconstrained)
+    least = min((f[-1] for f in (honouring, free) if f), key=peak_of)
+    budget_bytes = _in_bytes(memory_budget, unconstrained_bytes)
+    chosen: Candidate | None = unconstrained
+    if budget_bytes is not None:
         limit = budget_bytes * 1000 // (1000 + problem.margin_permille)
-        chosen = fastest_within(honouring, limit) or fastest_within(free, limit)
-    fits = chosen is not None
-    if chosen is None:
-        chosen = min((*free, *honouring), key=lambda c: c.peak_bytes)
+        chosen = _search(honouring, limit, peak_of) or _search(free, limit, peak_of)
     return Choice(
-        candidate=chosen,
+        candidate=chosen or least,
+        peak_bytes=peak_of(chosen or least),
         budget_bytes=budget_bytes,
-        unconstrained_peak_bytes=unconstrained.peak_bytes,
-        least_peak_bytes=-(-least * (1000 + problem.margin_permille) // 1000),
+        unconstrained_peak_bytes=unconstrained_bytes,
+        least_peak_bytes=-(-peak_of(least) * (1000 + problem.margin_permille) // 1000),
         is_incumbent=is_incumbent and budget_bytes is None,
-        fits=fits,
-        overruled=_overruled(problem, chosen),
+        fits=chosen is not None,
+        overruled=_overruled(problem, chosen or least),
     )
 
 
@@ -73,8 +94,8 @@ def infeasible(problem: RematProblem, choice: Choice) -> InfeasibleBudgetError:
     assert choice.budget_bytes is not None
     peak = break_down(problem, plan_of(problem, choice.candidate.decisions))
     where = f"in {peak.program} at {peak.value}" + (f" ({peak.source})" if peak.source else "")
-    fraction = choice.least_peak_bytes / choice.unconstrained_peak_bytes
-    or_fraction = f" or {_rounded_up(fraction)}" if _rounded_up(fraction) <= 1 else ""
+    fraction = _enough(choice.least_peak_bytes, choice.unconstrained_peak_bytes)
+    or_fraction = f" or {fraction}" if fraction <= 1 else ""
     margin = f" (prediction error of {problem.margin_permille / 10:g}% included)" if problem.margin_permille else ""
     return InfeasibleBudgetError(
         f"no plan fits {format_bytes(choice.budget_bytes)}: the least reachable peak of this graph is "
@@ -86,8 +107,43 @@ def infeasible(problem: RematProblem, choice: Choice) -> InfeasibleBudgetError:
     )
 
 
+def simulated_judge(problem: RematProblem) -> Judge:
+    """The judge of a lowering that runs a plan as it is."""
+    return lambda plan: simulate(problem, program_of(problem, plan)).peak_bytes
+
+
+def _search(candidates: tuple[Candidate, ...], limit: int, peak_of: Callable[[Candidate], int]) -> Candidate | None:
+    """The fastest candidate found whose judged peak is at most the limit, or None.
+
+    Judged and simulated peaks are taken to keep their ratio nearby, so each trial aims at the simulated peak that
+    should just fit. The candidate of least simulated peak is the last resort.
+    """
+    best: Candidate | None = None
+    aim = limit
+    tried: set[int] = set()
+    for _ in range(_MAX_TRIALS):
+        candidate = fastest_within(candidates, aim)
+        if candidate is None or id(candidate) in tried:
+            break
+        tried.add(id(candidate))
+        peak = peak_of(candidate)
+        if peak <= limit and (best is None or candidate.recompute_ns < best.recompute_ns):
+            best = candidate
+        if peak == candidate.peak_bytes:  # the simulation is right: nothing to learn
+            break
+        aim = candidate.peak_bytes * limit // peak
+        if peak > limit:
+            aim = min(aim, candidate.peak_bytes - 1)
+    if best is None and candidates and peak_of(candidates[-1]) <= limit:
+        best = candidates[-1]
+    return best
+
+
 def _without_budget(
-    problem: RematProblem, candidates: tuple[Candidate, ...], incumbent_keep: frozenset[int] | None
+    problem: RematProblem,
+    candidates: tuple[Candidate, ...],
+    incumbent_keep: frozenset[int] | None,
+    peak_of: Callable[[Candidate], int],
 ) -> tuple[Candidate, bool]:
     """The fastest plan, or the incumbent where it is not clearly beaten at its own peak."""
     if incumbent_keep is None:
@@ -95,7 +151,8 @@ def _without_budget(
     incumbent = evaluate(problem, incumbent_keep)
     rival = fastest_within(candidates, incumbent.peak_bytes)
     step_ns = 3 * sum(v.recompute_ns for i, v in enumerate(problem.values) if problem.runs_in_forward[i])
-    if rival and incumbent.recompute_ns - rival.recompute_ns > _WORTH_CHANGING * step_ns:
+    is_faster = rival and incumbent.recompute_ns - rival.recompute_ns > _WORTH_CHANGING * step_ns
+    if rival and is_faster and peak_of(rival) <= peak_of(incumbent):
         return rival, False
     return incumbent, True
 
@@ -106,8 +163,12 @@ def _in_bytes(memory_budget: float | int | None, unconstrained_bytes: int) -> in
     return int(memory_budget * unconstrained_bytes)
 
 
-def _rounded_up(fraction: float) -> float:
-    return -(-fraction * 1000 // 1) / 1000
+def _enough(least_bytes: int, unconstrained_bytes: int) -> float:
+    """The smallest fraction in thousandths that is enough, to the byte."""
+    thousandths = -(-least_bytes * 1000 // unconstrained_bytes)
+    while int(thousandths / 1000 * unconstrained_bytes) < least_bytes:
+        thousandths += 1
+    return thousandths / 1000
 
 
 def _overruled(problem: RematProblem, chosen: Candidate) -> tuple[int, ...]:

@@ -14,37 +14,41 @@ scratch that `probe` measured.
 from collections.abc import Mapping
 from typing import Any
 
-from torch import fx
-
 from remat_pass import _torch_compat
 from remat_pass._torch_compat import InductorSchedule, ScheduledBuffer
-from remat_pass.problem import Kind, RematProblem
+from remat_pass.choice import Judge
+from remat_pass.joint_graph import JointGraph
+from remat_pass.problem import Kind, RematPlan, RematProblem
+from remat_pass.rewrite import Rewritten, rewrite
 
 
-def inductor_peak_bytes(
-    forward: fx.GraphModule,
-    backward: fx.GraphModule,
-    problem: RematProblem,
-    values: tuple[Mapping[str, int], Mapping[str, int]],
-    config_patches: dict[str, Any],
-) -> int:
-    """Peak of the two graphs under Inductor.
+def inductor_judge(joint: JointGraph, problem: RematProblem, config_patches: dict[str, Any]) -> Judge:
+    """A judge that lowers the graphs of a plan as Inductor will, once per plan.
 
     Args:
-        forward: The graphs that Inductor is going to compile; left as they were.
-        backward: See `forward`.
-        problem: Where the sizes of arguments and the scratch of ops come from.
-        values: For each graph the value that a node of that name computes.
-        config_patches: Inductor options the user set.
+        joint: The captured graph.
+        problem: The same, as the planner sees it; scratch of ops comes from here.
+        config_patches: Inductor options that the graphs will be compiled with.
     """
-    peak = 0
-    for module, by_name, is_backward in ((forward, values[0], False), (backward, values[1], True)):
-        schedule = _torch_compat.schedule_with_inductor(
-            module, is_backward=is_backward, config_patches=config_patches
-        )
-        resident = problem.resident_backward_bytes if is_backward else problem.resident_forward_bytes
-        peak = max(peak, schedule_peak(schedule, _scratch(schedule, problem, by_name)) + resident)
-    return peak
+    peaks: dict[RematPlan, int] = {}
+
+    def judge(plan: RematPlan) -> int:
+        if plan not in peaks:
+            peaks[plan] = inductor_peak_bytes(rewrite(joint, problem, plan), problem, config_patches)
+        return peaks[plan]
+
+    return judge
+
+
+def inductor_peak_bytes(rewritten: Rewritten, problem: RematProblem, config_patches: dict[str, Any]) -> int:
+    """Peak of both graphs under Inductor."""
+    forward = _torch_compat.schedule_with_inductor(rewritten.forward, is_backward=False, config_patches=config_patches)
+    backward = _torch_compat.schedule_with_inductor(rewritten.backward, is_backward=True, config_patches=config_patches)
+    return max(
+        schedule_peak(forward, _scratch(forward, problem, rewritten.forward_values)) + problem.resident_forward_bytes,
+        schedule_peak(backward, _scratch(backward, problem, rewritten.backward_values))
+        + problem.resident_backward_bytes,
+    )
 
 
 def schedule_peak(schedule: InductorSchedule, scratch: list[int]) -> int:

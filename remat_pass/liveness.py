@@ -9,28 +9,22 @@ That is how the generated code behaves: it drops every name after its last use. 
 returns, saved values on to their last use in backward, tangents from the start of backward, gradients to its end.
 Inputs and what the caller keeps are not counted.
 
-Where the lowering fuses (`RematProblem.fuses`) a pointwise value exists only if some kernel needs it in memory: it is
-returned or saved, or an extern kernel reads it, or it gathers so many reads that Inductor realizes it. All others are
-computed inside their readers: they take no bytes, and keep what they read alive instead (`_exists`).
+Where the lowering fuses (`RematProblem.fuses`), `fusion` says which values exist at all and when their kernels run. A
+value that does not exist takes no bytes and keeps what it is computed from alive instead.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from remat_pass.fusion import Kernels, fused_kernels, unfused_kernels
 from remat_pass.problem import Kind, RematProblem
 from remat_pass.schedule import Program
-
-_FUSING_READERS = frozenset({Kind.POINTWISE, Kind.REDUCTION, Kind.VIEW, Kind.SYMBOL})
-
-_REALIZE_READS = 4
-"""Inductor computes a value in each of several readers only up to this many loads (`realize_reads_threshold`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Liveness:
     """Bytes alive at every step of a program.
 
-    `born[p]` are the bytes that the step at p creates, `last_use[p]` the position after which they die.
+    `born[p]` are the bytes of the storage that the step at p creates, alive from `begin[p]` to `last_use[p]`.
     """
 
     peak_bytes: int
@@ -38,73 +32,76 @@ class Liveness:
     alive_bytes: list[int]
     """While each step runs, its workspace included."""
     born: list[int]
+    begin: list[int]
     last_use: list[int]
     workspace: list[int]
 
 
 def simulate(problem: RematProblem, program: Program) -> Liveness:
     """Run the storages of a program through time. Linear in steps and reads; ties go to the earliest position."""
-    values = problem.values
-    steps, reads = program.values, program.reads
-    count, forward_end = len(steps), program.forward_end
+    values, steps = problem.values, program.values
+    kernels = fused_kernels(problem, program) if problem.fuses else unfused_kernels(program)
+    last_use = _last_uses(problem, program, kernels)
+    born = [values[v].size.hint if exists else 0 for v, exists in zip(steps, kernels.exists, strict=True)]
+    for new, old in kernels.may_overwrite:
+        if born[new] == born[old] and last_use[old] == kernels.runs_at[new]:
+            last_use[old] -= 1
+    workspace = [values[v].workspace_bytes for v in steps]
+    begin = [
+        # Tangents are all there when backward starts.
+        program.forward_end if values[v].kind is Kind.TANGENT else kernels.runs_at[p]
+        for p, v in enumerate(steps)
+    ]
+    alive = _add_up(problem, program, born, begin, last_use, workspace)
+    peak = max(alive, default=0)
+    return Liveness(peak, alive.index(peak) if alive else 0, alive, born, begin, last_use, workspace)
+
+
+def _last_uses(problem: RematProblem, program: Program, kernels: Kernels) -> list[int]:
+    """For every step the position after which its storage is free."""
+    values, steps, reads = problem.values, program.values, program.reads
+    count = len(steps)
     last_use = list(range(count))
-    for p in _forward_output_positions(problem, program):
-        last_use[p] = forward_end - 1
+    for p in program.output_positions(problem):
+        last_use[p] = program.forward_end - 1
     for p in program.saved:
-        last_use[p] = max(last_use[p], forward_end)
+        last_use[p] = max(last_use[p], program.forward_end)
     for p in program.returned:
         last_use[p] = count - 1
-    exists = _exists(problem, program) if problem.fuses else [True] * count
     for p in range(count - 1, -1, -1):
-        end = last_use[p]
-        if exists[p]:
-            held = values[steps[p]].holds
-            for r in reads[p]:
-                use = end if held and steps[r] in held else p
-                if last_use[r] < use:
-                    last_use[r] = use
-        else:
-            for r in reads[p]:
-                if last_use[r] < end:
-                    last_use[r] = end
-    born = [values[v].size.hint if e else 0 for v, e in zip(steps, exists, strict=True)]
-    workspace = [values[v].workspace_bytes for v in steps]
-    extra = _rng_states(problem, program)
-    return _sweep(problem, program, born, last_use, workspace, extra)
+        end, at = last_use[p], kernels.runs_at[p]
+        held = values[steps[p]].holds if kernels.exists[p] else None
+        for r in reads[p]:
+            use = end if held is None or steps[r] in held else at
+            if last_use[r] < use:
+                last_use[r] = use
+    return last_use
 
 
-def _sweep(
+def _add_up(
     problem: RematProblem,
     program: Program,
     born: list[int],
+    begin: list[int],
     last_use: list[int],
     workspace: list[int],
-    extra: list[tuple[int, int, int]],
-) -> Liveness:
-    count, forward_end = len(born), program.forward_end
+) -> list[int]:
+    """Bytes alive while each step runs."""
+    count = len(born)
     change = [0] * (count + 1)
     for p, size in enumerate(born):
         if size:
-            # Tangents are all there when backward starts.
-            begin = forward_end if problem.values[program.values[p]].kind is Kind.TANGENT else p
-            change[begin] += size
+            change[begin[p]] += size
             change[last_use[p] + 1] -= size
-    for begin, end, size in extra:
-        change[begin] += size
-        change[end + 1] -= size
-    alive = []
-    now = 0
+    for first, last, size in _rng_states(problem, program):
+        change[first] += size
+        change[last + 1] -= size
+    alive, now = [], 0
     for p in range(count):
         now += change[p]
-        resident = problem.resident_forward_bytes if p < forward_end else problem.resident_backward_bytes
+        resident = problem.resident_forward_bytes if p < program.forward_end else problem.resident_backward_bytes
         alive.append(now + workspace[p] + resident)
-    peak = max(alive, default=0)
-    return Liveness(peak, alive.index(peak) if alive else 0, alive, born, last_use, workspace)
-
-
-def _forward_output_positions(problem: RematProblem, program: Program) -> list[int]:
-    outputs = set(problem.forward_outputs)
-    return [p for p in range(program.forward_end) if program.values[p] in outputs]
+    return alive
 
 
 def _rng_states(problem: RematProblem, program: Program) -> list[tuple[int, int, int]]:
@@ -115,40 +112,3 @@ def _rng_states(problem: RematProblem, program: Program) -> list[tuple[int, int,
         for p, v in enumerate(program.values)
         if p >= program.forward_end and v in drawn and problem.values[v].rng_state_bytes
     ]
-
-
-def _exists(problem: RematProblem, program: Program) -> list[bool]:
-    """Which steps write memory, where pointwise values may be computed inside their readers instead."""
-    values, steps, reads = problem.values, program.values, program.reads
-    must = [False] * len(steps)
-    for p in (*program.saved, *program.returned, *_forward_output_positions(problem, program)):
-        _mark(problem, program, p, must)
-    readers = [0] * len(steps)
-    for p, v in enumerate(steps):
-        forces = values[v].kind not in _FUSING_READERS
-        for r in reads[p]:
-            readers[r] += 1
-            if forces:
-                _mark(problem, program, r, must)
-    loads: list[int] = []
-    exists: list[bool] = []
-    for p, v in enumerate(steps):
-        if values[v].kind is not Kind.POINTWISE or must[p]:
-            exists.append(True)
-            loads.append(loads[reads[p][0]] if values[v].kind is Kind.VIEW and reads[p] else 1)
-            continue
-        count = sum(loads[r] for r in reads[p])
-        realized = readers[p] > 1 and count > _REALIZE_READS
-        exists.append(realized)
-        loads.append(1 if realized else count)
-    return exists
-
-
-def _mark(problem: RematProblem, program: Program, position: int, must: list[bool]) -> None:
-    """Mark a step, or the one whose storage it shares, as needed in memory."""
-    pending = [position]
-    while pending:
-        p = pending.pop()
-        held: Sequence[int] = problem.values[program.values[p]].holds
-        must[p] = True
-        pending += [r for r in program.reads[p] if program.values[r] in held and not must[r]]

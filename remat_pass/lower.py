@@ -25,7 +25,7 @@ from torch import fx
 from remat_pass import _torch_compat
 from remat_pass.errors import RematWarning
 from remat_pass.options import Options, resolve_options
-from remat_pass.partition import partition
+from remat_pass.partition import inductor_patches, partition
 from remat_pass.report import RematReport, publish
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def _lower_with_inductor(
     module: fx.GraphModule, inputs: Sequence[Any], options: Options, partitioner: RematPartitioner
 ) -> tuple[Callable[..., Any], list[RematReport]]:
     stored = _stored_reports(module, inputs, partitioner)
-    patches = {**dict(options.inductor), "custom_partitioner_fn": partitioner}
+    patches = {**inductor_patches(options), "custom_partitioner_fn": partitioner}
     compiled = _torch_compat.compile_with_inductor(module, inputs, patches)
     reports = _collected.get() or []
     if reports:

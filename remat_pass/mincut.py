@@ -40,13 +40,15 @@ def cheapest_saved_set(
     Args:
         problem: The graph.
         price_ns_per_byte: What a saved byte costs; 0 minimises time alone.
-        forced: Values that are not to be recomputed and cost nothing to save.
+        forced: Values that are not to be recomputed and cost nothing to save, unless the user wants them recomputed.
         honour_wishes: Whether values the user tagged are saved or recomputed as tagged.
 
     Returns:
         The saved values, inputs left out. Feed it to `schedule.decide`.
     """
     relevant = _relevant(problem)
+    if not relevant:
+        return frozenset()
     vertex = {v: i for i, v in enumerate(relevant)}
     source, sink = 2 * len(relevant), 2 * len(relevant) + 1
     tails: list[int] = []
@@ -63,13 +65,16 @@ def cheapest_saved_set(
     for v in relevant:
         value, inner, outer = problem.values[v], 2 * vertex[v], 2 * vertex[v] + 1
         wish = value.wish if honour_wishes else None
-        if value.is_input or value.cannot_recompute or v in forced or wish == "save":
+        if wish == "save" and value.cannot_save:
+            wish = None
+        is_forced = (v in forced and wish != "recompute") or wish == "save"
+        if value.is_input or value.cannot_recompute or is_forced:
             arc(source, inner, None)
         else:
             arc(source, inner, _recompute_price(problem, v))
         if value.cannot_save is not None:
             arc(inner, outer, None)
-        elif not value.is_input and v not in forced and wish != "save":
+        elif not value.is_input and not is_forced:
             arc(inner, outer, value.save_ns + price_ns_per_byte * value.size.hint)
         for read in value.reads:
             arc(2 * vertex[read] + 1, inner, None)

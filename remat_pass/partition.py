@@ -13,9 +13,10 @@ from torch import fx
 
 from remat_pass.analysis import analyze
 from remat_pass.breakdown import break_down
-from remat_pass.choice import Choice, choose, infeasible
+from remat_pass.choice import Choice, Judge, choose, infeasible, simulated_judge
 from remat_pass.errors import PlanError, RematWarning
 from remat_pass.incumbent import torch_partition
+from remat_pass.inductor_peak import inductor_judge
 from remat_pass.joint_graph import JointGraph, capture
 from remat_pass.options import Options
 from remat_pass.plan_file import dump_plan, load_plan
@@ -56,17 +57,28 @@ def partition(
     joint = capture(module, forward_count=forward_count, static_indices=static_indices, merge_equal=fuses)
     problem, unprobed = analyze(joint, fuses=fuses, cost_model=options.cost_model)
     incumbent = torch_partition(joint, problem, inputs) if fuses else None
-    choice = choose(problem, options.memory_budget, incumbent and incumbent.keep)
-    plan = _replayed(problem, choice, options) or _planned(problem, choice, options)
+    judge = inductor_judge(joint, problem, inductor_patches(options)) if fuses else simulated_judge(problem)
+    choice = choose(problem, options.memory_budget, incumbent.keep if incumbent else None, judge)
+    plan = _replayed(problem, choice, options, judge) if options.plan else _planned(problem, choice, options)
     if incumbent and choice.is_incumbent and options.plan is None:
         forward, backward, origin = incumbent.forward, incumbent.backward, "torch"
     else:
         rewritten = rewrite(joint, problem, plan)
         verify(joint, problem, plan, rewritten)
         forward, backward, origin = rewritten.forward, rewritten.backward, "plan file" if options.plan else "planner"
-    report = _report(joint, problem, plan, choice, forward, backward, options, unprobed, origin, begin)
+    report = _report(joint, problem, plan, choice, forward, backward, options, judge, unprobed, origin, begin)
     log.info("%s", str(report).splitlines()[1].strip())
     return forward, backward, report
+
+
+def inductor_patches(options: Options) -> dict[str, Any]:
+    """The Inductor options that graphs are compiled with.
+
+    Under a budget a dead buffer is freed rather than kept for the next one of its size, which Inductor allows itself
+    up to its own estimate of the peak. A caching allocator makes that free; the user's own setting goes first.
+    """
+    frugal: dict[str, Any] = {} if options.memory_budget is None else {"allow_buffer_reuse": False}
+    return {**frugal, **dict(options.inductor)}
 
 
 def _planned(problem: RematProblem, choice: Choice, options: Options) -> RematPlan:
@@ -86,16 +98,16 @@ def _planned(problem: RematProblem, choice: Choice, options: Options) -> RematPl
     return plan_of(problem, choice.candidate.decisions)
 
 
-def _replayed(problem: RematProblem, choice: Choice, options: Options) -> RematPlan | None:
-    if options.plan is None:
-        return None
+def _replayed(problem: RematProblem, choice: Choice, options: Options, judge: Judge) -> RematPlan:
+    assert options.plan is not None
     plan = load_plan(options.plan, problem)
-    peak_bytes = break_down(problem, plan).peak_bytes * (1000 + problem.margin_permille) // 1000
-    if choice.budget_bytes is not None and peak_bytes > choice.budget_bytes:
-        raise PlanError(
-            f"plan={options.plan!r} peaks at {format_bytes(peak_bytes)}, prediction error included, above "
-            f"memory_budget={format_bytes(choice.budget_bytes)}. Raise the budget or drop one of the two options."
-        )
+    if choice.budget_bytes is not None:
+        peak_bytes = judge(plan) * (1000 + problem.margin_permille) // 1000
+        if peak_bytes > choice.budget_bytes:
+            raise PlanError(
+                f"plan={options.plan!r} peaks at {format_bytes(peak_bytes)}, prediction error included, above "
+                f"memory_budget={format_bytes(choice.budget_bytes)}. Raise the budget or drop one of the two options."
+            )
     return plan
 
 
@@ -107,6 +119,7 @@ def _report(
     forward: fx.GraphModule,
     backward: fx.GraphModule,
     options: Options,
+    judge: Judge,
     unprobed: tuple[str, ...],
     origin: str,
     begin: float,
@@ -118,7 +131,7 @@ def _report(
         lowering=options.lowering,
         origin=origin,
         budget_bytes=choice.budget_bytes,
-        predicted_peak_bytes=peak.peak_bytes,
+        predicted_peak_bytes=judge(plan),
         unconstrained_peak_bytes=choice.unconstrained_peak_bytes,
         least_peak_bytes=choice.least_peak_bytes,
         margin_permille=problem.margin_permille,

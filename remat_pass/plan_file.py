@@ -109,8 +109,13 @@ def _read(file: Path) -> dict[str, Any]:
 def _parse(entry: Any, problem: RematProblem, file: Path) -> RematPlan:
     index = problem.index
 
+    def number(copy: Any) -> int:
+        if type(copy) is not int or copy < 0:
+            raise ValueError(f"copy {copy!r} is not a whole number from 0")
+        return copy
+
     def steps(rows: Any) -> tuple[Run, ...]:
-        return tuple(Run(index[v], c, tuple((index[r], k) for r, k in reads)) for v, c, reads in rows)
+        return tuple(Run(index[v], number(c), tuple((index[r], number(k)) for r, k in reads)) for v, c, reads in rows)
 
     try:
         plan = RematPlan(steps(entry["forward"]), steps(entry["backward"]))

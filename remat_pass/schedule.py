@@ -45,6 +45,11 @@ class Program:
     returned: list[int]
     """Positions of the gradients."""
 
+    def output_positions(self, problem: RematProblem) -> list[int]:
+        """Positions of what forward returns to the caller."""
+        outputs = set(problem.forward_outputs)
+        return [p for p in range(self.forward_end) if self.values[p] in outputs]
+
 
 def decide(problem: RematProblem, keep: Collection[int]) -> Decisions:
     """Settle what is saved and what is recomputed if the values of `keep` are not to be recomputed."""

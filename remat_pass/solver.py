@@ -1,7 +1,8 @@
 """The planner: from a problem to the frontier of peak against recompute time, and from a budget to a plan.
 
-    1. sweep     one min cut per price of memory (`mincut`), plain and with narrow waists of the forward graph forced
-                 into the saved set, all of them or every k-th
+    1. sweep     one min cut per price of memory (`mincut`), plain and with checkpoints forced into the saved set: what
+                 crosses the narrow waists of the forward graph, all of them or every k-th, or the narrowest positions
+                 that divide it into k segments
     2. judge     every candidate by the peak of its own schedule (`schedule`, `liveness`), never by a sum of bytes
     3. mix       two neighbours on the frontier at a position of the joint graph: one's decisions before it, the
                  other's after it; identical layers, which flip together in a sweep, are told apart here
@@ -27,6 +28,7 @@ from remat_pass.schedule import Decisions, decide, lay_out, recompute_ns
 
 _PRICES = 20
 _WAIST_STRIDES = (1, 2, 3, 4, 6, 8, 12)
+_SEGMENTS = (2, 3, 4, 6, 8, 12, 16)
 _WAIST_RISE = 1.25
 """A waist is a valley of the crossing bytes that both sides leave by at least this factor."""
 _MIX_ROUNDS = 3
@@ -112,14 +114,25 @@ def _everything(problem: RematProblem) -> frozenset[int]:
 
 
 def _sweep(problem: RematProblem, honour_wishes: bool) -> Iterator[frozenset[int]]:
+    prices = _prices(problem)
+    for forced in dict.fromkeys([frozenset[int](), *_checkpoints(problem)]):
+        for price in prices:
+            yield forced | cheapest_saved_set(problem, price, forced=forced, honour_wishes=honour_wishes)
+
+
+def _checkpoints(problem: RematProblem) -> Iterator[frozenset[int]]:
+    """Sets of values that cut forward into segments, each of which can be recomputed and dropped by itself."""
+    crossing = [crossed for crossed in _crossing(problem) if crossed]
+    sizes = [sum(problem.values[v].size.hint for v in crossed) for crossed in crossing]
     waists = narrow_waists(problem)
-    forced_sets = [frozenset[int]()]
     for stride in _WAIST_STRIDES:
         if stride <= len(waists):
-            forced_sets.append(frozenset(v for waist in waists[::stride] for v in waist))
-    for forced in forced_sets:
-        for price in _prices(problem):
-            yield forced | cheapest_saved_set(problem, price, forced=forced, honour_wishes=honour_wishes)
+            yield frozenset(v for waist in waists[::stride] for v in waist)
+    for segments in _SEGMENTS:
+        length = len(crossing) / segments
+        if length >= 2:
+            windows = (range(int(length * (k - 0.5)), int(length * (k + 0.5))) for k in range(1, segments))
+            yield frozenset(v for window in windows for v in crossing[min(window, key=lambda p: (sizes[p], p))])
 
 
 def _prices(problem: RematProblem) -> list[float]:
@@ -142,8 +155,12 @@ def narrow_waists(problem: RematProblem) -> list[tuple[int, ...]]:
     Returns:
         One tuple per valley of the bytes that cross a position, in forward order; only values that can be saved.
     """
-    crossing = _crossing(problem)
-    sizes = [sum(problem.values[v].size.hint for v in crossed) for crossed in crossing]
+    crossing = [crossed for crossed in _crossing(problem) if crossed]
+    return [crossing[p] for p in _valleys([sum(problem.values[v].size.hint for v in c) for c in crossing])]
+
+
+def _valleys(sizes: list[int]) -> list[int]:
+    """Positions of the lowest sizes between rises by `_WAIST_RISE` or more, in order."""
     valleys: list[int] = []
     low, high = 0, 0
     falling = True
@@ -158,7 +175,7 @@ def narrow_waists(problem: RematProblem) -> list[tuple[int, ...]]:
             high = p
         elif size * _WAIST_RISE < sizes[high]:
             falling, low = True, p
-    return [crossing[p] for p in valleys if crossing[p]]
+    return valleys
 
 
 def _crossing(problem: RematProblem) -> list[tuple[int, ...]]:

@@ -90,7 +90,7 @@ class _HandedOver:
 
 
 def _prove_input(node: fx.Node, problem: RematProblem, proof: _Proof, handed_over: _HandedOver | None) -> None:
-    """An argument of forward is one of the joint graph; one of backward is a tangent or comes from forward, in order."""
+    """An argument of forward is one of the joint graph; one of backward is a tangent or is handed over, in order."""
     if node.name.startswith(("fwd_rng_state", "bwd_rng_state")):
         return
     value = problem.index.get(node.name)

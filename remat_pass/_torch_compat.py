@@ -419,17 +419,29 @@ def _find_overwritten(nodes: list[Any], allocated: set[str]) -> dict[str, str]:
             for buffer in part.get_outputs() if isinstance(part, SchedulerNode) else ():
                 if buffer.get_name() not in allocated or not buffer.node.should_allocate():
                     continue
-                for read in part.read_writes.reads:
-                    source = part.scheduler.name_to_buf.get(read.name)
-                    if source is None or read.name not in allocated or read.name in overwritten.values():
-                        continue
-                    done = completed | set(part.ancestors)
-                    left = [user for user in source.users if user.node.get_name() not in done]
-                    if len(left) == 1 and left[0].can_inplace and left[0].node is part:
-                        overwritten[buffer.get_name()] = read.name
-                        break
+                free = [
+                    read.name
+                    for read in part.read_writes.reads
+                    if read.name not in overwritten.values() and _is_last_reader(part, node, read.name, completed)
+                ]
+                # The first one is taken, be it a value that the kernel would have kept in registers.
+                if free and free[0] in allocated:
+                    overwritten[buffer.get_name()] = free[0]
         completed.update(part.get_name() for part in node.get_nodes())
     return overwritten
+
+
+def _is_last_reader(part: Any, kernel: Any, name: str, completed: set[str]) -> bool:
+    from torch._inductor.scheduler import NopKernelSchedulerNode
+
+    source = part.scheduler.name_to_buf.get(name)
+    if source is None or isinstance(source.defining_op, NopKernelSchedulerNode):
+        return False
+    left = [user for user in source.users if user.node.get_name() not in completed | set(part.ancestors)]
+    if len(left) != 1 or not left[0].can_inplace or left[0].node is not part:
+        return False
+    accesses = {a for p in kernel.get_nodes() for a in p.read_writes.reads_and_writes() if a.name == name}
+    return len(accesses) == 1
 
 
 def schedule_with_inductor(

@@ -1,9 +1,10 @@
 """From a frontier and a budget to one plan.
 
-Without a budget the fastest plan wins whose peak is not above the incumbent's, torch's own partition; under eager
-lowering, which has no incumbent, nothing is recomputed. With a budget the fastest plan wins whose peak, prediction
-error included, fits. What the user's checkpointing asks for binds both, and gives way only to a budget that cannot be
-met with it.
+Without a budget the incumbent, torch's own partition, is changed only for the better: for the fastest plan whose peak
+is not above its own if that plan is clearly faster, else for what it saves in our order if that peaks lower. There is
+no incumbent under eager lowering: nothing is recomputed then. With a budget the fastest plan wins whose peak,
+prediction error included, fits. What the user's checkpointing asks for binds both, and gives way only to a budget that
+cannot be met with it.
 
 The frontier is ordered by *simulated* peaks. Whether a plan fits is for a `Judge` to say: under eager lowering the
 simulation itself, which is exact; under Inductor its own scheduler (`inductor_peak`). Where the two differ the search
@@ -31,12 +32,20 @@ _MAX_TRIALS = 4
 
 
 @dataclass(frozen=True, slots=True)
+class IncumbentPlan:
+    """What is to be known of torch's own partition."""
+
+    keep: frozenset[int]
+    """The values it saves."""
+    peak_bytes: int
+    """Of its graphs, in its order."""
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """The chosen candidate, and what the report says about the others."""
 
     candidate: Candidate
-    peak_bytes: int
-    """Of the candidate, as judged."""
     budget_bytes: int | None
     unconstrained_peak_bytes: int
     least_peak_bytes: int
@@ -50,7 +59,7 @@ class Choice:
 def choose(
     problem: RematProblem,
     memory_budget: float | int | None,
-    incumbent_keep: frozenset[int] | None = None,
+    incumbent: IncumbentPlan | None = None,
     judge: Judge | None = None,
 ) -> Choice:
     """Pick the plan for a budget.
@@ -58,19 +67,19 @@ def choose(
     Args:
         problem: The graph.
         memory_budget: None, a fraction of the unconstrained peak (float), or bytes (int).
-        incumbent_keep: What torch's own partition saves; None where there is no incumbent.
+        incumbent: Torch's own partition; None where there is none.
         judge: Tells the real peak of a plan; None: the simulated one is exact.
     """
 
     def peak_of(candidate: Candidate) -> int:
         return candidate.peak_bytes if judge is None else judge(plan_of(problem, candidate.decisions))
 
-    extra = () if incumbent_keep is None else (incumbent_keep,)
+    extra = () if incumbent is None else (incumbent.keep,)
     honouring = frontier(problem, extra=extra)
     tagged = any(v.wish for v in problem.values)
     free = frontier(problem, extra=extra, honour_wishes=False) if tagged else ()
-    unconstrained, is_incumbent = _without_budget(problem, honouring, incumbent_keep, peak_of)
-    unconstrained_bytes = peak_of(unconstrained)
+    unconstrained, is_incumbent = _without_budget(problem, honouring, incumbent, peak_of)
+    unconstrained_bytes = incumbent.peak_bytes if incumbent and is_incumbent else peak_of(unconstrained)
     least = min((f[-1] for f in (honouring, free) if f), key=peak_of)
     budget_bytes = _in_bytes(memory_budget, unconstrained_bytes)
     chosen: Candidate | None = unconstrained
@@ -79,7 +88,6 @@ def choose(
         chosen = _search(honouring, limit, peak_of) or _search(free, limit, peak_of)
     return Choice(
         candidate=chosen or least,
-        peak_bytes=peak_of(chosen or least),
         budget_bytes=budget_bytes,
         unconstrained_peak_bytes=unconstrained_bytes,
         least_peak_bytes=-(-peak_of(least) * (1000 + problem.margin_permille) // 1000),
@@ -142,19 +150,19 @@ def _search(candidates: tuple[Candidate, ...], limit: int, peak_of: Callable[[Ca
 def _without_budget(
     problem: RematProblem,
     candidates: tuple[Candidate, ...],
-    incumbent_keep: frozenset[int] | None,
+    incumbent: IncumbentPlan | None,
     peak_of: Callable[[Candidate], int],
 ) -> tuple[Candidate, bool]:
-    """The fastest plan, or the incumbent where it is not clearly beaten at its own peak."""
-    if incumbent_keep is None:
+    """The plan of the module docstring, and whether it is the incumbent's, unchanged."""
+    if incumbent is None:
         return candidates[0], False
-    incumbent = evaluate(problem, incumbent_keep)
-    rival = fastest_within(candidates, incumbent.peak_bytes)
+    reordered = evaluate(problem, incumbent.keep)
+    rival = fastest_within(candidates, reordered.peak_bytes)
     step_ns = 3 * sum(v.recompute_ns for i, v in enumerate(problem.values) if problem.runs_in_forward[i])
-    is_faster = rival and incumbent.recompute_ns - rival.recompute_ns > _WORTH_CHANGING * step_ns
-    if rival and is_faster and peak_of(rival) <= peak_of(incumbent):
+    is_faster = rival and reordered.recompute_ns - rival.recompute_ns > _WORTH_CHANGING * step_ns
+    if rival and is_faster and peak_of(rival) <= incumbent.peak_bytes:
         return rival, False
-    return incumbent, True
+    return reordered, peak_of(reordered) >= incumbent.peak_bytes
 
 
 def _in_bytes(memory_budget: float | int | None, unconstrained_bytes: int) -> int | None:

@@ -48,21 +48,27 @@ def fused_kernels(problem: RematProblem, program: Program) -> Kernels:
     exists = _exists(problem, program)
     sources = _loaded(problem, program, exists)
     runs_at = list(range(len(steps)))
+    is_loop = [values[v].kind in _LOOPS for v in steps]
+    sizes = [values[v].size.hint for v in steps]
     loops_on: list[list[int]] = [[] for _ in steps]
     extent = [0] * len(steps)
-    for p, v in enumerate(steps):
-        if not exists[p] or values[v].kind not in _LOOPS:
+    for p, loaded in enumerate(sources):
+        if not (is_loop[p] and exists[p]):
             continue
-        extent[p] = max([values[v].size.hint, *(values[steps[s]].size.hint for s in sources[p])])
         begin = program.forward_end if p >= program.forward_end else 0
-        is_loop = {s: values[steps[s]].kind in _LOOPS for s in sources[p]}
-        ready = max([begin, *(runs_at[s] if is_loop[s] else s + 1 for s in sources[p] if s >= begin)])
-        partners = [k for s in sources[p] for k in (*loops_on[s], *((s,) if is_loop[s] else ()))]
-        runs_at[p] = min(
-            (runs_at[k] for k in partners if extent[k] == extent[p] and ready <= runs_at[k] < p), default=p
-        )
-        for s in sources[p]:
+        ready, reach = begin, sizes[p]
+        for s in loaded:
+            reach = max(reach, sizes[s])
+            if s >= begin:
+                ready = max(ready, runs_at[s] if is_loop[s] else s + 1)
+        extent[p] = reach
+        best = p
+        for s in loaded:
+            for k in (*loops_on[s], s) if is_loop[s] else loops_on[s]:
+                if extent[k] == reach and ready <= runs_at[k] < best:
+                    best = runs_at[k]
             loops_on[s].append(p)
+        runs_at[p] = best
     return Kernels(exists, runs_at, _overwrites(program, sources, loops_on, runs_at))
 
 
@@ -75,8 +81,9 @@ def _overwrites(
     for p, loaded in enumerate(sources):
         begin = program.forward_end if p >= program.forward_end else 0
         for s in loaded:
-            alone = sum(runs_at[k] == runs_at[p] for k in loops_on[s]) == 1
-            if alone and p in loops_on[s] and begin <= s and runs_at[s] < runs_at[p] and s not in taken:
+            if s < begin or s in taken or runs_at[s] >= runs_at[p]:
+                continue
+            if [k for k in loops_on[s] if runs_at[k] == runs_at[p]] == [p]:
                 taken.add(s)
                 pairs.append((p, s))
                 break
@@ -85,13 +92,18 @@ def _overwrites(
 
 def _loaded(problem: RematProblem, program: Program, exists: list[bool]) -> list[tuple[int, ...]]:
     """For every step the positions of the storages it really reads, through views and values computed in place."""
-    values, steps = problem.values, program.values
+    stored = [e and problem.values[v].kind is not Kind.VIEW for e, v in zip(exists, program.values, strict=True)]
     loaded: list[tuple[int, ...]] = []
     for reads in program.reads:
+        if len(reads) == 1:
+            loaded.append((reads[0],) if stored[reads[0]] else loaded[reads[0]])
+            continue
         found: dict[int, None] = {}
         for r in reads:
-            is_storage = exists[r] and values[steps[r]].kind is not Kind.VIEW
-            found.update(dict.fromkeys((r,) if is_storage else loaded[r]))
+            if stored[r]:
+                found[r] = None
+            else:
+                found.update(dict.fromkeys(loaded[r]))
         loaded.append(tuple(found))
     return loaded
 

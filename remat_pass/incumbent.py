@@ -11,14 +11,14 @@ from torch import fx
 from remat_pass import _torch_compat
 from remat_pass.joint_graph import JointGraph
 from remat_pass.problem import RematProblem
+from remat_pass.rewrite import Rewritten
 
 
 @dataclass(frozen=True)
 class Incumbent:
     """Torch's two graphs as they are, and the values they save."""
 
-    forward: fx.GraphModule
-    backward: fx.GraphModule
+    graphs: Rewritten
     keep: frozenset[int]
 
 
@@ -32,4 +32,12 @@ def torch_partition(joint: JointGraph, problem: RematProblem, inputs: Any) -> In
     )
     taken = (node.name for node in backward.graph.find_nodes(op="placeholder"))
     saved = (problem.index[name] for name in taken if name in problem.index)
-    return Incumbent(forward, backward, frozenset(i for i in saved if not problem.values[i].needs_tangent))
+    return Incumbent(
+        Rewritten(forward, backward, _values(forward, problem), _values(backward, problem)),
+        frozenset(i for i in saved if not problem.values[i].needs_tangent),
+    )
+
+
+def _values(module: fx.GraphModule, problem: RematProblem) -> dict[str, int]:
+    """Torch's partitioner keeps the names of the joint graph."""
+    return {node.name: problem.index[node.name] for node in module.graph.nodes if node.name in problem.index}

@@ -61,7 +61,6 @@ def cheapest_saved_set(
             heads.append(head)
             capacities.append(capacity)
 
-    read_in_backward = _read_in_backward(problem)
     for v in relevant:
         value, inner, outer = problem.values[v], 2 * vertex[v], 2 * vertex[v] + 1
         wish = value.wish if honour_wishes else None
@@ -80,7 +79,7 @@ def cheapest_saved_set(
             arc(2 * vertex[read] + 1, inner, None)
         if wish == "recompute" and not value.is_input and not value.cannot_recompute:
             arc(inner, sink, None)
-        if v in read_in_backward:
+        if v in problem.read_in_backward:
             arc(outer, sink, None)
     on_sink_side = _sink_side(tails, heads, capacities, source, sink)
     return frozenset(
@@ -98,15 +97,10 @@ def _recompute_price(problem: RematProblem, v: int) -> float:
     return problem.values[v].recompute_ns if problem.runs_in_forward[v] else 0.0
 
 
-def _read_in_backward(problem: RematProblem) -> set[int]:
-    read = {r for i in problem.runs_in_backward for r in problem.values[i].reads}
-    return {i for i in (*read, *problem.gradients) if not problem.values[i].needs_tangent}
-
-
 def _relevant(problem: RematProblem) -> list[int]:
     """Values that backward reads, and all they are computed from, in joint-graph order."""
     needed = [False] * len(problem.values)
-    for i in _read_in_backward(problem):
+    for i in problem.read_in_backward:
         needed[i] = True
     for i in reversed(range(len(needed))):
         if needed[i]:

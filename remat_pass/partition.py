@@ -13,16 +13,16 @@ from torch import fx
 
 from remat_pass.analysis import analyze
 from remat_pass.breakdown import break_down
-from remat_pass.choice import Choice, Judge, choose, infeasible, simulated_judge
+from remat_pass.choice import Choice, IncumbentPlan, Judge, choose, infeasible, simulated_judge
 from remat_pass.errors import PlanError, RematWarning
 from remat_pass.incumbent import torch_partition
-from remat_pass.inductor_peak import inductor_judge
+from remat_pass.inductor_peak import inductor_judge, inductor_peak_bytes
 from remat_pass.joint_graph import JointGraph, capture
 from remat_pass.options import Options
 from remat_pass.plan_file import dump_plan, load_plan
 from remat_pass.problem import Kind, RematPlan, RematProblem
 from remat_pass.report import RematReport, explain_decisions
-from remat_pass.rewrite import rewrite
+from remat_pass.rewrite import Rewritten, rewrite
 from remat_pass.schedule import added_ns, plan_of
 from remat_pass.units import format_bytes
 from remat_pass.verify import verify
@@ -56,19 +56,21 @@ def partition(
     fuses = options.lowering == "inductor"
     joint = capture(module, forward_count=forward_count, static_indices=static_indices, merge_equal=fuses)
     problem, unprobed = analyze(joint, fuses=fuses, cost_model=options.cost_model)
+    patches = inductor_patches(options)
     incumbent = torch_partition(joint, problem, inputs) if fuses else None
-    judge = inductor_judge(joint, problem, inductor_patches(options)) if fuses else simulated_judge(problem)
-    choice = choose(problem, options.memory_budget, incumbent.keep if incumbent else None, judge)
+    judge = inductor_judge(joint, problem, patches) if fuses else simulated_judge(problem)
+    rival = incumbent and IncumbentPlan(incumbent.keep, inductor_peak_bytes(incumbent.graphs, problem, patches))
+    choice = choose(problem, options.memory_budget, rival, judge)
     plan = _replayed(problem, choice, options, judge) if options.plan else _planned(problem, choice, options)
     if incumbent and choice.is_incumbent and options.plan is None:
-        forward, backward, origin = incumbent.forward, incumbent.backward, "torch"
+        graphs, predicted_bytes, origin = incumbent.graphs, choice.unconstrained_peak_bytes, "torch"
     else:
-        rewritten = rewrite(joint, problem, plan)
-        verify(joint, problem, plan, rewritten)
-        forward, backward, origin = rewritten.forward, rewritten.backward, "plan file" if options.plan else "planner"
-    report = _report(joint, problem, plan, choice, forward, backward, options, judge, unprobed, origin, begin)
+        graphs = rewrite(joint, problem, plan)
+        verify(joint, problem, plan, graphs)
+        predicted_bytes, origin = judge(plan), "plan file" if options.plan else "planner"
+    report = _report(joint, problem, plan, choice, graphs, predicted_bytes, options, unprobed, origin, begin)
     log.info("%s", str(report).splitlines()[1].strip())
-    return forward, backward, report
+    return graphs.forward, graphs.backward, report
 
 
 def inductor_patches(options: Options) -> dict[str, Any]:
@@ -116,10 +118,9 @@ def _report(
     problem: RematProblem,
     plan: RematPlan,
     choice: Choice,
-    forward: fx.GraphModule,
-    backward: fx.GraphModule,
+    graphs: Rewritten,
+    predicted_bytes: int,
     options: Options,
-    judge: Judge,
     unprobed: tuple[str, ...],
     origin: str,
     begin: float,
@@ -131,7 +132,7 @@ def _report(
         lowering=options.lowering,
         origin=origin,
         budget_bytes=choice.budget_bytes,
-        predicted_peak_bytes=judge(plan),
+        predicted_peak_bytes=predicted_bytes,
         unconstrained_peak_bytes=choice.unconstrained_peak_bytes,
         least_peak_bytes=choice.least_peak_bytes,
         margin_permille=problem.margin_permille,
@@ -145,11 +146,11 @@ def _report(
         peak=peak,
         decisions=explain_decisions(problem, plan),
         joint_code=_code(joint.module),
-        forward_code=_code(forward),
-        backward_code=_code(backward),
+        forward_code=_code(graphs.forward),
+        backward_code=_code(graphs.backward),
         plan_json=dump_plan(problem, plan),
-        forward_graph=forward,
-        backward_graph=backward,
+        forward_graph=graphs.forward,
+        backward_graph=graphs.backward,
     )
 
 

@@ -27,7 +27,7 @@ _FILL = 0.5
 _MAX_TIMED_RUNS = 5
 
 _TRUSTED_ARGUMENTS = frozenset(
-    "workspace reserve reserveSpace reservedSpace dropout_state weight_buf LU_pivots pivots".split()
+    ["workspace", "reserve", "reserveSpace", "reservedSpace", "dropout_state", "weight_buf", "LU_pivots", "pivots"]
 )
 """Arguments that kernels of torch 2.13 and 2.14 follow without a check: handles, addresses, row numbers from 1."""
 

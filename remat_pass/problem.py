@@ -154,6 +154,27 @@ class RematProblem:
         return tuple(tuple(r) for r in readers)
 
     @cached_property
+    def forward_values(self) -> tuple[int, ...]:
+        """Values that can be computed without a tangent, inputs included, in order."""
+        return tuple(i for i, v in enumerate(self.values) if not v.needs_tangent)
+
+    @cached_property
+    def inputs(self) -> frozenset[int]:
+        """Values that are there before forward runs."""
+        return frozenset(i for i, v in enumerate(self.values) if v.is_input)
+
+    @cached_property
+    def tangents(self) -> tuple[int, ...]:
+        """What autograd hands to backward, in order."""
+        return tuple(i for i, v in enumerate(self.values) if v.kind is Kind.TANGENT)
+
+    @cached_property
+    def read_in_backward(self) -> frozenset[int]:
+        """Forward values that backward values read, or that backward returns."""
+        read = {r for i in self.runs_in_backward for r in self.values[i].reads}
+        return frozenset(i for i in (*read, *self.gradients) if not self.values[i].needs_tangent)
+
+    @cached_property
     def runs_in_forward(self) -> tuple[bool, ...]:
         """For every value whether forward must run it whatever is saved: outputs, effects, and what they read."""
         must = [False] * len(self.values)

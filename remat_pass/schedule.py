@@ -53,49 +53,39 @@ class Program:
 
 def decide(problem: RematProblem, keep: Collection[int]) -> Decisions:
     """Settle what is saved and what is recomputed if the values of `keep` are not to be recomputed."""
-    values = problem.values
-    needed = [False] * len(values)
-    for i in problem.gradients:
-        needed[i] = True
-    for i in problem.runs_in_backward:
-        for read in values[i].reads:
-            needed[read] = True
+    values, inputs = problem.values, problem.inputs
+    needed = set(problem.read_in_backward)
     saved, recomputed = [], []
-    for i in reversed(range(len(values))):
+    for i in reversed(problem.forward_values):
+        if i not in needed:
+            continue
         value = values[i]
-        if not needed[i] or value.needs_tangent:
-            continue
-        if value.is_input or value.cannot_recompute or (i in keep and not value.cannot_save):
+        if i in inputs or value.cannot_recompute or (i in keep and not value.cannot_save):
             saved.append(i)
-            continue
-        recomputed.append(i)
-        for read in value.reads:
-            needed[read] = True
+        else:
+            recomputed.append(i)
+            needed.update(value.reads)
     return Decisions(tuple(reversed(saved)), tuple(reversed(recomputed)))
 
 
 def lay_out(problem: RematProblem, decisions: Decisions) -> Program:
     """The execution order of the module docstring."""
-    values, saved = problem.values, set(decisions.saved)
+    values, recomputed = problem.values, set(decisions.recomputed)
     forward = _forward_values(problem, decisions)
-    tangents = [i for i, v in enumerate(values) if v.kind is Kind.TANGENT]
-    order = forward + tangents + _backward_values(problem, decisions)
-    recomputed = set(decisions.recomputed)
     begin = len(forward)
-    positions: dict[int, int] = {v: p for p, v in enumerate(forward)}
-    reads: list[list[int]] = []
-    copies = []
-    for position, v in enumerate(order):
-        if position == begin:  # from here on a recomputed value means its backward copy
-            saved_positions = [positions[s] for s in decisions.saved if s in positions]
-            positions = {s: positions[s] for s in saved if s in positions}
+    positions = {v: p for p, v in enumerate(forward)}
+    reads = [[positions[r] for r in values[v].reads if r in positions] for v in forward]
+    saved = [positions[s] for s in decisions.saved if s in positions]
+    # From here on a recomputed value means its backward copy.
+    positions = {s: positions[s] for s in decisions.saved if s in positions}
+    order = [*forward, *problem.tangents, *_backward_values(problem, decisions)]
+    for position in range(begin, len(order)):
+        v = order[position]
         reads.append([positions[r] for r in values[v].reads if r in positions])
         positions[v] = position
-        copies.append(1 if position >= begin and v in recomputed else 0)
-    if begin == len(order):
-        saved_positions = [positions[s] for s in decisions.saved if s in positions]
+    copies = [0] * begin + [int(v in recomputed) for v in order[begin:]]
     returned = [positions[g] for g in problem.gradients if g in positions]
-    return Program(order, reads, copies, begin, saved_positions, returned)
+    return Program(order, reads, copies, begin, saved, returned)
 
 
 def plan_of(problem: RematProblem, decisions: Decisions) -> RematPlan:
@@ -114,7 +104,7 @@ def plan_of(problem: RematProblem, decisions: Decisions) -> RematPlan:
 
 def program_of(problem: RematProblem, plan: RematPlan) -> Program:
     """Lay a plan's own steps out on the clock, copies and order as they are."""
-    tangents = [Run(i, 0, ()) for i, v in enumerate(problem.values) if v.kind is Kind.TANGENT]
+    tangents = [Run(i, 0, ()) for i in problem.tangents]
     steps = [*plan.forward, *tangents, *plan.backward]
     begin = len(plan.forward)
     positions: dict[tuple[int, int], int] = {}
@@ -129,28 +119,39 @@ def program_of(problem: RematProblem, plan: RematPlan) -> Program:
     return Program([s.value for s in steps], reads, [s.copy for s in steps], begin, saved, returned)
 
 
-def recompute_ns(problem: RematProblem, decisions: Decisions) -> int:
-    """Estimated time the decisions add to a step that keeps everything: runs repeated, and writes only for saving."""
-    in_forward = set(_forward_values(problem, decisions))
-    return added_ns(problem, decisions.saved, dict.fromkeys((i for i in decisions.recomputed if i in in_forward), 1))
-
-
 def added_ns(problem: RematProblem, saved: Iterable[int], repeats: Mapping[int, int]) -> int:
-    """Time of saving the one and running the other values again, `repeats` times each; nanoseconds."""
+    """Estimated time a plan adds to a step that keeps everything, in nanoseconds.
+
+    Args:
+        problem: The graph.
+        saved: Values written only because they are saved.
+        repeats: How often values that forward runs are run again.
+    """
     values = problem.values
     return sum(values[i].save_ns for i in saved) + sum(values[i].recompute_ns * n for i, n in repeats.items())
 
 
+def repeats(program: Program) -> dict[int, int]:
+    """How often backward runs values that forward has run."""
+    in_forward = set(program.values[: program.forward_end])
+    counts: dict[int, int] = {}
+    for v, copy in zip(program.values, program.copies, strict=True):
+        if copy and v in in_forward:
+            counts[v] = counts.get(v, 0) + 1
+    return counts
+
+
 def _forward_values(problem: RematProblem, decisions: Decisions) -> list[int]:
-    values = problem.values
-    needed = list(problem.runs_in_forward)
-    for i in decisions.saved:
-        needed[i] = True
-    for i in reversed(range(len(values))):
-        if needed[i]:
-            for read in values[i].reads:
-                needed[read] = True
-    return [i for i, v in enumerate(values) if needed[i] and not v.is_input and not v.needs_tangent]
+    values, inputs, must = problem.values, problem.inputs, problem.runs_in_forward
+    needed = set(decisions.saved)
+    steps = []
+    for i in reversed(problem.forward_values):
+        if (must[i] or i in needed) and i not in inputs:
+            steps.append(i)
+            if not must[i]:
+                needed.update(values[i].reads)
+    steps.reverse()
+    return steps
 
 
 def _backward_values(problem: RematProblem, decisions: Decisions) -> list[int]:

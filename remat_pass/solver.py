@@ -24,16 +24,16 @@ from dataclasses import dataclass
 from remat_pass.liveness import simulate
 from remat_pass.mincut import cheapest_saved_set
 from remat_pass.problem import RematProblem
-from remat_pass.schedule import Decisions, decide, lay_out, recompute_ns
+from remat_pass.schedule import Decisions, added_ns, decide, lay_out, repeats
 
-_PRICES = 20
-_WAIST_STRIDES = (1, 2, 3, 4, 6, 8, 12)
+_PRICES = 12
+_WAIST_STRIDES = (1, 2, 3, 4, 6)
 _SEGMENTS = (2, 3, 4, 6, 8, 12, 16)
 _WAIST_RISE = 1.25
 """A waist is a valley of the crossing bytes that both sides leave by at least this factor."""
-_MIX_ROUNDS = 3
-_MIX_POSITIONS = 24
-_STEPS_TO_SIMULATE = 4_000_000
+_MIX_ROUNDS = 2
+_MIX_POSITIONS = 12
+_STEPS_TO_SIMULATE = 1_500_000
 """Effort of mixing: candidates times graph size. Keeps planning in seconds for graphs of any size."""
 
 
@@ -77,8 +77,9 @@ def fastest_within(candidates: tuple[Candidate, ...], limit_bytes: int) -> Candi
 def evaluate(problem: RematProblem, keep: frozenset[int]) -> Candidate:
     """Judge one set of values to keep."""
     decisions = decide(problem, keep)
-    peak = simulate(problem, lay_out(problem, decisions)).peak_bytes
-    return Candidate(keep, decisions, peak, recompute_ns(problem, decisions))
+    program = lay_out(problem, decisions)
+    peak_bytes = simulate(problem, program).peak_bytes
+    return Candidate(keep, decisions, peak_bytes, added_ns(problem, decisions.saved, repeats(program)))
 
 
 class _Judge:

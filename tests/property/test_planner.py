@@ -20,7 +20,7 @@ from remat_pass.liveness import simulate
 from remat_pass.mincut import cheapest_saved_set
 from remat_pass.plan_file import check_plan
 from remat_pass.problem import CopyId, Kind, RematPlan, RematProblem
-from remat_pass.schedule import Decisions, added_ns, decide, lay_out, plan_of, program_of, recompute_ns
+from remat_pass.schedule import Decisions, added_ns, decide, lay_out, plan_of, program_of, repeats
 from remat_pass.solver import evaluate, fastest_within, frontier
 from tests.support.random_problems import problems
 
@@ -87,7 +87,9 @@ def test_any_decision_is_a_plan_that_computes_the_graph(case: tuple[RematProblem
     plan = plan_of(problem, decisions)
     assert check_plan(problem, plan) is None
     assert plan.saved(problem) == decisions.saved
-    assert added_ns(problem, plan.saved(problem), plan.recomputed()) == recompute_ns(problem, decisions)
+    assert added_ns(problem, plan.saved(problem), plan.recomputed()) == added_ns(
+        problem, decisions.saved, repeats(lay_out(problem, decisions))
+    )
     assert [problem.values[i].name for i in decisions.saved if problem.values[i].cannot_save] == []
     assert [problem.values[i].name for i in decisions.recomputed if problem.values[i].cannot_recompute] == []
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from remat_pass.choice import Choice, choose, infeasible
+from remat_pass.choice import Choice, IncumbentPlan, choose, infeasible, simulated_judge
 from remat_pass.errors import InfeasibleBudgetError
-from remat_pass.problem import RematProblem
+from remat_pass.problem import RematPlan, RematProblem
 from tests.support.problems import MIB, US, Draft, chain, diamond, keep, names, residual_chain
 
 
@@ -124,26 +124,58 @@ def test_the_fraction_that_the_error_names_is_enough_to_the_byte(least: int, unc
     assert int(float(fraction[1]) * unconstrained) >= least
 
 
-def test_the_incumbent_stays_unless_clearly_beaten() -> None:
+def incumbent(problem: RematProblem, kept: str, mib: int) -> IncumbentPlan:
+    return IncumbentPlan(keep(problem, kept), mib * MIB)
+
+
+def test_the_incumbent_stays_where_neither_its_time_nor_its_order_is_beaten() -> None:
     problem = two_layers()
-    everything = choose(problem, None, keep(problem, "a1 r1 a2"))
-    assert (everything.is_incumbent, everything.unconstrained_peak_bytes) == (True, 14 * MIB)
+    choice = choose(problem, None, incumbent(problem, "a1 r1 a2", 14))
+    assert (choice.is_incumbent, choice.unconstrained_peak_bytes) == (True, 14 * MIB)
+
+
+def test_what_the_incumbent_saves_is_kept_in_our_order_where_that_peaks_lower() -> None:
+    problem = two_layers()
+    choice = choose(problem, None, incumbent(problem, "a1 r1 a2", 15))
+    assert (choice.is_incumbent, choice.unconstrained_peak_bytes, choice.candidate.recompute_ns) == (False, 14 * MIB, 0)
+
+
+def test_a_clearly_faster_rival_of_no_higher_peak_replaces_the_incumbent() -> None:
+    problem = two_layers()
     # Recomputing a2 as well does not lower the peak.
-    wasteful = choose(problem, None, keep(problem, "r1"))
-    assert (wasteful.is_incumbent, wasteful.candidate.recompute_ns, peak_mib(wasteful)) == (False, 40 * US, 10)
+    choice = choose(problem, None, incumbent(problem, "r1", 10))
+    assert (choice.is_incumbent, choice.candidate.recompute_ns, peak_mib(choice)) == (False, 40 * US, 10)
 
 
 def test_a_rival_that_needs_more_memory_does_not_replace_the_incumbent() -> None:
     problem = two_layers()
-    choice = choose(problem, None, keep(problem, "r1 a2"))
+    choice = choose(problem, None, incumbent(problem, "r1 a2", 10))
     assert (choice.is_incumbent, choice.candidate.recompute_ns, peak_mib(choice)) == (True, 40 * US, 10)
 
 
 def test_with_a_budget_the_incumbent_is_one_candidate_of_many() -> None:
     problem = diamond()
-    choice = choose(problem, 1.0, keep(problem, "left right"))
+    choice = choose(problem, 1.0, incumbent(problem, "left right", 100))
     assert not choice.is_incumbent
     assert choice.candidate.recompute_ns == 0
+
+
+def test_a_judge_that_sees_more_than_the_simulation_is_believed() -> None:
+    problem = two_layers()
+
+    def judge(plan: RematPlan) -> int:
+        return simulated_judge(problem)(plan) * 5 // 4
+
+    choice = choose(problem, 14 * MIB, None, judge)
+    assert (choice.fits, peak_mib(choice), choice.least_peak_bytes) == (True, 10, 10 * MIB * 5 // 4)
+    assert not choose(problem, 12 * MIB, None, judge).fits
+    assert choose(problem, choice.least_peak_bytes, None, judge).fits
+
+
+def test_a_judge_that_sees_less_than_the_simulation_lets_a_faster_plan_through() -> None:
+    problem = two_layers()
+    choice = choose(problem, 10 * MIB, None, lambda plan: simulated_judge(problem)(plan) // 2)
+    assert (choice.fits, choice.candidate.recompute_ns) == (True, 0)
 
 
 def test_tags_are_honoured_without_a_budget() -> None:

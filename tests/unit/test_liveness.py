@@ -302,8 +302,36 @@ def test_a_value_that_an_extern_kernel_reads_exists_even_where_others_fuse() -> 
     draft.tangent("t")
     draft.backward("g", "t")
     problem = draft.build(outputs="out", gradients="g", fuses=True)
-    #                           mm gelu transposed out t g
-    assert alive(problem, "") == [4, 8, 4, 5, 1, 2]
+    #                           mm gelu transposed out t g: gelu is written over mm, which nothing else reads
+    assert alive(problem, "") == [4, 4, 4, 5, 1, 2]
+
+
+def test_a_value_that_is_read_again_is_not_written_over() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("mm", "x", mib=4)
+    draft.op("gelu", "mm", mib=4, kind=Kind.POINTWISE)
+    draft.op("out", "gelu mm")
+    draft.tangent("t")
+    draft.backward("g", "t")
+    problem = draft.build(outputs="out", gradients="g", fuses=True)
+    #                           mm gelu out t g
+    assert alive(problem, "") == [4, 8, 9, 1, 2]
+
+
+def test_a_kernel_that_loads_the_same_value_is_hoisted_to_the_earlier_one() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("mm", "x", mib=4)
+    draft.op("early", "mm", mib=4, kind=Kind.POINTWISE)
+    draft.op("between", "early", mib=2)
+    draft.op("late", "mm", mib=4, kind=Kind.POINTWISE)
+    draft.op("out", "between late")
+    draft.tangent("t")
+    draft.backward("g", "t")
+    problem = draft.build(outputs="out", gradients="g", fuses=True)
+    #                           mm early+late between late out t g
+    assert alive(problem, "") == [4, 12, 10, 6, 7, 1, 2]
 
 
 def test_saved_and_returned_values_exist_where_others_fuse() -> None:
@@ -314,7 +342,7 @@ def test_saved_and_returned_values_exist_where_others_fuse() -> None:
     draft.tangent("t")
     draft.backward("g", "t relu", kind=Kind.POINTWISE)
     problem = draft.build(outputs="out", gradients="g", fuses=True)
-    #                           relu out t g
-    assert alive(problem, "relu") == [4, 5, 5, 6]
+    #                           relu+out out t g
+    assert alive(problem, "relu") == [5, 5, 5, 5]  # g is written over t
     #                           relu out t relu g: computed inside its readers
-    assert alive(problem, "") == [0, 1, 1, 1, 2]
+    assert alive(problem, "") == [0, 1, 1, 1, 1]

@@ -80,8 +80,17 @@ def make_graph_module(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
 
 
 def merge_common_subexpressions(module: fx.GraphModule) -> None:
-    """Torch's own CSE, in place; random ops are left alone (2.13, 2.14)."""
-    module.graph = fx_graph_cse(module.graph)
+    """Torch's own CSE, in place (2.13, 2.14).
+
+    It leaves random ops alone, but its list of them lacks some, such as `randn_like`. A merge that lost a draw is undone.
+    """
+    merged = fx_graph_cse(module.graph)
+    if _count_draws(merged) == _count_draws(module.graph):
+        module.graph = merged
+
+
+def _count_draws(graph: fx.Graph) -> int:
+    return sum(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) for node in graph.nodes)
 
 
 def apply_user_tags(module: fx.GraphModule) -> None:
@@ -125,8 +134,7 @@ def overwritten_inputs(module: fx.GraphModule) -> frozenset[str]:
     """
     names, returned = set(), set()
     for node in module.graph.nodes:
-        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-            names.update(a.name for a in _written(node) if isinstance(a, fx.Node) and a.op == "placeholder")
+        names.update(a.name for a in written_arguments(node) if a.op == "placeholder")
     for desc in module.graph.output_node().meta.get("desc", ()):
         root = _root_desc(desc)
         if isinstance(root, InputMutationAOTOutput):
@@ -137,10 +145,14 @@ def overwritten_inputs(module: fx.GraphModule) -> frozenset[str]:
     return frozenset(names)
 
 
-def _written(node: fx.Node) -> list[Any]:
+def written_arguments(node: fx.Node) -> list[fx.Node]:
+    """The arguments that a node changes in place, by the schema of its op (2.13, 2.14)."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return []
     arguments = node.target._schema.arguments
     given = [*zip(node.args, arguments, strict=False), *((node.kwargs.get(a.name), a) for a in arguments)]
-    return [value for value, a in given if a.alias_info is not None and a.alias_info.is_write]
+    written = [value for value, a in given if a.alias_info is not None and a.alias_info.is_write]
+    return [value for value in written if isinstance(value, fx.Node)]
 
 
 def _root_desc(desc: Any) -> Any:

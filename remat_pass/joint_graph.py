@@ -1,6 +1,6 @@
 """A read-only view of AOTAutograd's joint forward/backward graph.
 
-`capture` works on a copy: dead nodes are removed, equal ones merged where the lowering would merge them, the parts of
+`capture` works on a copy: dead nodes are removed, equal ones merged, the parts of
 multi-output ops stand right behind them, and the tags of `checkpoint()` are settled as torch settles them.
 After that nobody writes to a node. What later stages know about a node they keep in side tables by its name.
 """
@@ -54,22 +54,17 @@ class JointGraph:
         return tuple(primals[i] for i in self.static_indices if i < len(primals))
 
 
-def capture(
-    module: fx.GraphModule, *, forward_count: int, static_indices: Sequence[int] | None, merge_equal: bool
-) -> JointGraph:
+def capture(module: fx.GraphModule, *, forward_count: int, static_indices: Sequence[int] | None) -> JointGraph:
     """Copy and clean a joint graph.
 
     Args:
         module: What AOTAutograd hands to a partitioner; left as it was.
         forward_count: How many leading outputs are forward's (`num_fwd_outputs`).
         static_indices: Positions of parameters and buffers among the primals, or None if unknown.
-        merge_equal: Whether to merge equal subexpressions. Inductor's own partitioner does; op by op it would make
-            autograd's second computation of a value hold the first one alive.
     """
     module = _torch_compat.copy_graph_module(module)
     module.graph.eliminate_dead_code()
-    if merge_equal:
-        _torch_compat.merge_common_subexpressions(module)
+    _torch_compat.merge_common_subexpressions(module)
     _torch_compat.raise_parts(module)
     wishes, pinned = _settle_tags(module)
     forward_outputs, gradients = _torch_compat.split_outputs(module, forward_count)

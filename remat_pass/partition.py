@@ -54,7 +54,7 @@ def partition(
     """
     begin = time.perf_counter()
     fuses = options.lowering == "inductor"
-    joint = capture(module, forward_count=forward_count, static_indices=static_indices, merge_equal=fuses)
+    joint = capture(module, forward_count=forward_count, static_indices=static_indices)
     problem, unprobed = analyze(joint, fuses=fuses, cost_model=options.cost_model)
     patches = inductor_patches(options)
     incumbent = torch_partition(joint, problem, inputs) if fuses else None

@@ -26,15 +26,17 @@ from remat_pass.mincut import cheapest_saved_set
 from remat_pass.problem import RematProblem
 from remat_pass.schedule import Decisions, added_ns, decide, lay_out, repeats
 
-_PRICES = 12
-_WAIST_STRIDES = (1, 2, 3, 4, 6)
+_PRICES = 16
+_WAIST_STRIDES = (1, 2, 3, 4, 6, 8)
 _SEGMENTS = (2, 3, 4, 6, 8, 12, 16)
 _WAIST_RISE = 1.25
 """A waist is a valley of the crossing bytes that both sides leave by at least this factor."""
-_MIX_ROUNDS = 2
-_MIX_POSITIONS = 12
-_STEPS_TO_SIMULATE = 1_500_000
+_MIX_ROUNDS = 3
+_MIX_POSITIONS = 24
+_STEPS_TO_SIMULATE = 2_000_000
 """Effort of mixing: candidates times graph size. Keeps planning in seconds for graphs of any size."""
+_WIDE = 1.5
+"""A waist this much wider than its neighbour lies inside a layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,17 +125,17 @@ def _sweep(problem: RematProblem, honour_wishes: bool) -> Iterator[frozenset[int
 
 def _checkpoints(problem: RematProblem) -> Iterator[frozenset[int]]:
     """Sets of values that cut forward into segments, each of which can be recomputed and dropped by itself."""
-    crossing = [crossed for crossed in _crossing(problem) if crossed]
-    sizes = [sum(problem.values[v].size.hint for v in crossed) for crossed in crossing]
+    shared, crossing = _crossing(problem)
     waists = narrow_waists(problem)
     for stride in _WAIST_STRIDES:
         if stride <= len(waists):
-            yield frozenset(v for waist in waists[::stride] for v in waist)
+            yield shared.union(*waists[::stride])
+    sizes = [_bytes(problem, crossed) for crossed in crossing]
     for segments in _SEGMENTS:
         length = len(crossing) / segments
         if length >= 2:
             windows = (range(int(length * (k - 0.5)), int(length * (k + 0.5))) for k in range(1, segments))
-            yield frozenset(v for window in windows for v in crossing[min(window, key=lambda p: (sizes[p], p))])
+            yield shared.union(*(crossing[min(window, key=lambda p: (sizes[p], p))] for window in windows))
 
 
 def _prices(problem: RematProblem) -> list[float]:
@@ -154,10 +156,37 @@ def narrow_waists(problem: RematProblem) -> list[tuple[int, ...]]:
     """Sets of values that together separate what is before a position of forward from what is after it.
 
     Returns:
-        One tuple per valley of the bytes that cross a position, in forward order; only values that can be saved.
+        One tuple per valley of the bytes that cross a position, in forward order; only values that can be saved, and
+        without those that cross most positions. Of neighbouring valleys with the same largest value the narrowest, and
+        none beside a much narrower one.
     """
-    crossing = [crossed for crossed in _crossing(problem) if crossed]
-    return [crossing[p] for p in _valleys([sum(problem.values[v].size.hint for v in c) for c in crossing])]
+    _, crossing = _crossing(problem)
+    waists: list[tuple[int, ...]] = []
+    for p in _valleys([_bytes(problem, crossed) for crossed in crossing]):
+        if waists and _largest(problem, waists[-1]) == _largest(problem, crossing[p]):
+            waists[-1] = min(waists[-1], crossing[p], key=lambda crossed: _bytes(problem, crossed))
+        else:
+            waists.append(crossing[p])
+    while wide := [c for c, *beside in _neighbours(waists) if _is_wide(problem, c, beside)]:
+        waists = [c for c in waists if c not in wide]
+    return waists
+
+
+def _neighbours(waists: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    """Each waist with those before and behind it."""
+    return [[c, *waists[max(0, k - 1) : k], *waists[k + 1 : k + 2]] for k, c in enumerate(waists)]
+
+
+def _is_wide(problem: RematProblem, crossed: tuple[int, ...], beside: list[tuple[int, ...]]) -> bool:
+    return any(_bytes(problem, crossed) > _WIDE * _bytes(problem, other) for other in beside)
+
+
+def _bytes(problem: RematProblem, crossed: tuple[int, ...]) -> int:
+    return sum(problem.values[v].size.hint for v in crossed)
+
+
+def _largest(problem: RematProblem, crossed: tuple[int, ...]) -> int:
+    return max(crossed, key=lambda v: problem.values[v].size.hint)
 
 
 def _valleys(sizes: list[int]) -> list[int]:
@@ -179,25 +208,32 @@ def _valleys(sizes: list[int]) -> list[int]:
     return valleys
 
 
-def _crossing(problem: RematProblem) -> list[tuple[int, ...]]:
-    """For every forward step the savable values computed at or before it that later forward steps read."""
+def _crossing(problem: RematProblem) -> tuple[frozenset[int], list[tuple[int, ...]]]:
+    """What is alive across the steps of forward: savable values computed by then that later forward steps read.
+
+    Returns:
+        The values that cross most steps, such as an attention mask, and for every step the others, where there are any.
+    """
     values = problem.values
-    forward = [i for i, v in enumerate(values) if problem.runs_in_forward[i] and not v.is_input and not v.needs_tangent]
+    forward = [i for i in problem.forward_values if problem.runs_in_forward[i] and i not in problem.inputs]
     last_read = [-1] * len(values)
     for i in reversed(forward):
-        value = values[i]
-        for read in value.reads:
+        for read in values[i].reads:
             # A view keeps its base alive: the base crosses as long as the view does.
-            use = max(i, last_read[i]) if read in value.holds else i
+            use = max(i, last_read[i]) if read in values[i].holds else i
             last_read[read] = max(last_read[read], use)
-    crossing = []
+    crossing: list[list[int]] = []
+    count: dict[int, int] = {}
     alive: list[int] = []
     for i in forward:
-        if values[i].cannot_save is None and values[i].size.hint:
-            alive.append(i)
-        alive = [a for a in alive if last_read[a] > i]
-        crossing.append(tuple(alive))
-    return crossing
+        savable = values[i].cannot_save is None and values[i].size.hint > 0
+        alive = [a for a in (*alive, *([i] if savable else [])) if last_read[a] > i]
+        crossing.append(alive)
+        for a in alive:
+            count[a] = count.get(a, 0) + 1
+    shared = frozenset(a for a, steps in count.items() if steps * 4 > len(forward) * 3)
+    local = (tuple(a for a in crossed if a not in shared) for crossed in crossing)
+    return shared, [crossed for crossed in local if crossed]
 
 
 def _mixes(problem: RematProblem, candidates: tuple[Candidate, ...]) -> Iterator[frozenset[int]]:

@@ -8,11 +8,13 @@ Claims come from the rewrite, but no claim is believed.
 Induction assumes that ops are functions. Where they are not, it is checked that
 - a random op runs once, or twice with its generator state carried from forward to backward (`_check_draws`),
 - random ops of forward keep their order, so that the same seed draws the same numbers (`_check_draws`),
-- an op with effects runs exactly once, in the program it belongs to (`_check_effects`).
+- an op with effects runs exactly once, in the program it belongs to (`_check_effects`),
+- what reads an input before the joint graph overwrites it does so here too (`_check_overwrites`).
 
 Linear in the size of the graphs, and always on: a failure is a bug of this package, never of the user's model.
 """
 
+import operator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -28,10 +30,13 @@ from remat_pass.rewrite import Rewritten
 
 @dataclass(frozen=True, slots=True)
 class _Is:
-    """What a node is proved to be: a value of the joint graph, or the generator state that a value was drawn with."""
+    """What a node is proved to be: a value of the joint graph, or what torch's wrapper of a random op returns for one."""
 
     value: int
     state: bool = False
+    """The generator state that the value was drawn with."""
+    pair: bool = False
+    """Both, state first."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ def verify(joint: JointGraph, problem: RematProblem, plan: RematPlan, rewritten:
             _prove_computed(node, backward)
     _check_gradients(rewritten.backward, backward)
     _check_effects(problem, forward, backward)
+    _check_overwrites(problem, forward)
+    _check_overwrites(problem, backward)
     _check_draws(problem, forward, backward)
 
 
@@ -113,7 +120,9 @@ def _prove_input(node: fx.Node, problem: RematProblem, proof: _Proof, handed_ove
 def _prove_computed(node: fx.Node, proof: _Proof) -> None:
     wrappers = _torch_compat.RNG_WRAPPERS
     source = node.args[0] if node.args else None
-    if isinstance(source, fx.Node) and source.target is wrappers["save"]:
+    if isinstance(source, fx.Node) and proof.proved[source].pair:
+        if node.target is not operator.getitem or node.args[1] not in (0, 1):
+            _fail(f"node {node.format_node()} is neither the state nor the value of a random op")
         proof.proved[node] = _Is(proof.proved[source].value, state=node.args[1] == 0)
         return
     target, args, kwargs = node.target, list(node.args), dict(node.kwargs)
@@ -130,7 +139,7 @@ def _prove_computed(node: fx.Node, proof: _Proof) -> None:
         number = drawn_from.name.rpartition("_")[2]
         if proof.generators.setdefault(number, value) != value:
             _fail(f"node {node.name} draws from the generator of another value")
-    proof.proved[node] = _Is(value)
+    proof.proved[node] = _Is(value, pair=node.target is wrappers["save"])
 
 
 def _find(node: fx.Node, target: Any, args: list[Any], kwargs: dict[str, Any], drawn_from: Any, proof: _Proof) -> int:
@@ -142,7 +151,7 @@ def _find(node: fx.Node, target: Any, args: list[Any], kwargs: dict[str, Any], d
     else:
         taken = {identity.value for identity in proof.proved.values()}
         claims = [i for i, n in enumerate(proof.joint.nodes) if n.target == target and i not in taken]
-    mine = _resolve((args, kwargs), lambda n: proof.proved[n].value if n in proof.proved else n.name)
+    mine = _resolve((args, kwargs), lambda n: _as_argument(n, proof))
     for claim in claims:
         original = proof.joint.nodes[claim]
         theirs = _resolve((list(original.args), dict(original.kwargs)), proof.joint.position.__getitem__)
@@ -150,6 +159,12 @@ def _find(node: fx.Node, target: Any, args: list[Any], kwargs: dict[str, Any], d
             return claim
     wanted = proof.joint.nodes[claims[0]] if claims else "no value of the joint graph"
     _fail(f"node {node.format_node()} does not compute {wanted if isinstance(wanted, str) else wanted.format_node()}")
+
+
+def _as_argument(node: fx.Node, proof: _Proof) -> object:
+    """The value that a node stands for; a state stands for no value of the joint graph."""
+    identity = proof.proved.get(node)
+    return node.name if identity is None or identity.state or identity.pair else identity.value
 
 
 def _resolve(arguments: Any, identify: Any) -> Any:
@@ -204,6 +219,27 @@ def _check_effects(problem: RematProblem, forward: _Proof, backward: _Proof) -> 
             here, there = counts[value.needs_tangent].get(i, 0), counts[not value.needs_tangent].get(i, 0)
             if (here, there) != (1, 0):
                 _fail(f"{value.name} ({value.op}) has an effect and runs {here + there} times")
+
+
+def _check_overwrites(problem: RematProblem, proof: _Proof) -> None:
+    """Readers that come before a write in the joint graph come before it here."""
+    bases = _overwritten_bases(problem, proof.joint)
+    written_by: dict[int, int] = {}
+    for i in _computed(proof):
+        late = [b for read in problem.values[i].reads for b in bases[read] if i < written_by.get(b, -1)]
+        if late:
+            _fail(f"{problem.values[i].name} reads {problem.values[late[0]].name} after it has been overwritten")
+        for argument in _torch_compat.written_arguments(proof.joint.nodes[i]):
+            written_by.update(dict.fromkeys(bases[proof.joint.position[argument]], i))
+
+
+def _overwritten_bases(problem: RematProblem, joint: JointGraph) -> list[tuple[int, ...]]:
+    """For every value the overwritten inputs whose memory it shares."""
+    bases: list[tuple[int, ...]] = []
+    for i, value in enumerate(problem.values):
+        own = (i,) if value.name in joint.overwritten else ()
+        bases.append(own + tuple(b for held in value.holds for b in bases[held]))
+    return bases
 
 
 def _check_draws(problem: RematProblem, forward: _Proof, backward: _Proof) -> None:

@@ -106,6 +106,14 @@ def many_draws(self: Any, x: Tensor) -> Any:
     return F.feature_alpha_dropout(h, 0.5) * torch.randint(5, (64, 16)) * torch.randperm(16)
 
 
+@little(X, first=linear())
+def equal_draws(self: Any, x: Tensor) -> Any:
+    """Draws that look alike are not equal subexpressions."""
+    h = self.first(x)
+    h = h + torch.randn_like(h).exp() * torch.randn_like(h) + F.dropout(h, 0.5) * F.dropout(h, 0.5)
+    return h.sin() * torch.zeros(16).exponential_() / torch.zeros(16).exponential_()
+
+
 class NoisyGradient(torch.autograd.Function):
     """Draws in forward what only backward reads, and draws again in backward."""
 

@@ -132,7 +132,8 @@ def overwritten_inputs(module: fx.GraphModule) -> frozenset[str]:
     AOTAutograd makes every mutation a computation of the new contents. It writes them back by a `copy_` in the graph,
     or returns them and writes them back itself between forward and backward (2.13, 2.14).
     """
-    names, returned = set(), set()
+    names: set[str] = set()
+    returned: set[Any] = set()
     for node in module.graph.nodes:
         names.update(a.name for a in written_arguments(node) if a.op == "placeholder")
     for desc in module.graph.output_node().meta.get("desc", ()):
@@ -290,7 +291,7 @@ def allocation_peak(run: Callable[[], object]) -> int:
     del kept
     now = peak = 0
     for event in (event for thread in threads for event in thread):
-        if event.kind() == "memory_alloc":
+        if str(event.kind()) == "memory_alloc":
             now += event.cpu_memory_usage() + event.cuda_memory_usage()
             peak = max(peak, now)
     return peak

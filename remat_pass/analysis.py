@@ -13,6 +13,7 @@ from remat_pass import _torch_compat
 from remat_pass.costs import DeviceRates, device_rates, roofline_ns, transfer_ns
 from remat_pass.joint_graph import JointGraph
 from remat_pass.ops import (
+    OVERWRITTEN,
     has_effect,
     is_random,
     is_statistics_update,
@@ -179,7 +180,7 @@ def _why_not_recompute(node: fx.Node, context: _Context) -> str | None:
     if node.name in context.joint.pinned:
         return "torch requires it to be saved: its source is mutated, or it has effects or hooks"
     if _needs_old_contents(node, context):
-        return "reads an input that the step overwrites: in backward its old contents are gone"
+        return OVERWRITTEN
     if is_random(node) and context.fuses and context.joint.wishes.get(node.name) != "recompute":
         return "random: a second draw would give other numbers"
     if _torch_compat.is_symbol(node) and isinstance(node.meta.get("val"), torch.SymInt):
@@ -195,7 +196,7 @@ def _needs_old_contents(node: fx.Node, context: _Context) -> bool:
     if node.name in context.overwritten:
         return False
     if is_statistics_update(node):
-        return any(n.name in context.overwritten for n in node.args[0].all_input_nodes)
+        return any(n.name in context.overwritten for n in node.all_input_nodes[0].all_input_nodes)
     return not updates_statistics(node) and any(n.name in context.overwritten for n in node.all_input_nodes)
 
 

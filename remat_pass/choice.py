@@ -14,7 +14,7 @@ learns their ratio and tries the next candidate, a bounded number of times (`_se
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from remat_pass.breakdown import break_down
+from remat_pass.breakdown import GRADIENTS, break_down
 from remat_pass.errors import InfeasibleBudgetError
 from remat_pass.liveness import simulate
 from remat_pass.problem import RematPlan, RematProblem
@@ -104,11 +104,14 @@ def infeasible(problem: RematProblem, choice: Choice) -> InfeasibleBudgetError:
     where = f"in {peak.program} at {peak.value}" + (f" ({peak.source})" if peak.source else "")
     fraction = _enough(choice.least_peak_bytes, choice.unconstrained_peak_bytes)
     or_fraction = f" or {fraction}" if fraction <= 1 else ""
+    floor = (
+        "Gradients that backward returns cannot be recomputed away. " if GRADIENTS in dict(peak.bytes_by_role) else ""
+    )
     margin = f" (prediction error of {problem.margin_permille / 10:g}% included)" if problem.margin_permille else ""
     return InfeasibleBudgetError(
         f"no plan fits {format_bytes(choice.budget_bytes)}: the least reachable peak of this graph is "
-        f"{format_bytes(choice.least_peak_bytes)}{margin}, {where}: {peak.describe()}. Gradients that backward returns "
-        f"cannot be recomputed away. Raise memory_budget to at least {choice.least_peak_bytes} bytes{or_fraction}, "
+        f"{format_bytes(choice.least_peak_bytes)}{margin}, {where}: {peak.describe()}. "
+        f"{floor}Raise memory_budget to at least {choice.least_peak_bytes} bytes{or_fraction}, "
         'or pass on_infeasible="warn" for the least-peak plan.',
         budget_bytes=choice.budget_bytes,
         least_peak_bytes=choice.least_peak_bytes,

@@ -1,6 +1,8 @@
 """What `backend="inductor"` would do: torch's own partition of the same joint graph.
 
-It is always a candidate, so that a user who names no budget is never worse off than with Inductor alone.
+It is always a candidate, so that a user who names no budget is never worse off than with Inductor alone. The exception
+is a partition that is wrong: torch 2.13 and 2.14 may run a value again that reads a buffer which forward has overwritten
+since, and gradients then depend on the new contents.
 """
 
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from torch import fx
 
 from remat_pass import _torch_compat
 from remat_pass.joint_graph import JointGraph
+from remat_pass.ops import OVERWRITTEN
 from remat_pass.problem import RematProblem
 from remat_pass.rewrite import Rewritten
 
@@ -22,14 +25,16 @@ class Incumbent:
     keep: frozenset[int]
 
 
-def torch_partition(joint: JointGraph, problem: RematProblem, inputs: Any) -> Incumbent:
-    """Partition a copy of the joint graph the way torch does."""
+def torch_partition(joint: JointGraph, problem: RematProblem, inputs: Any) -> Incumbent | None:
+    """Partition a copy of the joint graph the way torch does; None if the gradients would be wrong."""
     forward, backward = _torch_compat.partition_like_torch(
         _torch_compat.copy_graph_module(joint.module),
         inputs,
         forward_count=joint.forward_count,
         static_indices=list(joint.static_indices),
     )
+    if any(problem.values[i].cannot_recompute == OVERWRITTEN for i in _computed(backward, problem)):
+        return None
     taken = (node.name for node in backward.graph.find_nodes(op="placeholder"))
     saved = (problem.index[name] for name in taken if name in problem.index)
     return Incumbent(
@@ -41,3 +46,8 @@ def torch_partition(joint: JointGraph, problem: RematProblem, inputs: Any) -> In
 def _values(module: fx.GraphModule, problem: RematProblem) -> dict[str, int]:
     """Torch's partitioner keeps the names of the joint graph."""
     return {node.name: problem.index[node.name] for node in module.graph.nodes if node.name in problem.index}
+
+
+def _computed(module: fx.GraphModule, problem: RematProblem) -> list[int]:
+    names = (node.name for node in module.graph.nodes if node.op == "call_function")
+    return [problem.index[name] for name in names if name in problem.index]

@@ -41,7 +41,7 @@ class RematPartitioner(_torch_compat.RematPartitionerBase):
     def __init__(self, options: Options) -> None:
         self.options = options
 
-    def __call__(
+    def __call__(  # type: ignore[override]  # torch passes these two by name
         self,
         gm: fx.GraphModule,
         joint_inputs: Sequence[object],

@@ -5,6 +5,7 @@ The tables follow what Inductor lowers to a loop (pointwise, reduction) and what
 """
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
@@ -103,6 +104,10 @@ _STATISTICS_UPDATES = {
 and which results are the new statistics. In training nothing else depends on the old ones."""
 
 
+OVERWRITTEN = "reads an input that the step overwrites: in backward its old contents are gone"
+"""Why such a value may not run a second time."""
+
+
 def packet(node: fx.Node) -> object:
     """The op without its overload; the target itself for anything that is not an aten-like op."""
     return getattr(node.target, "overloadpacket", node.target)
@@ -121,27 +126,29 @@ def is_random(node: fx.Node) -> bool:
     """Whether running it draws from a generator. Attention with `dropout_p=0` carries the tag but draws nothing."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
-    schema = getattr(node.target, "_schema", None)
+    schema: Any = getattr(node.target, "_schema", None)
     names = [] if schema is None else [argument.name for argument in schema.arguments]
     if "dropout_p" not in names:
         return True
     position = names.index("dropout_p")
     default = schema.arguments[position].default_value
     dropout = node.args[position] if len(node.args) > position else node.kwargs.get("dropout_p", default)
-    return dropout != 0
+    return bool(dropout != 0)
 
 
 def updates_statistics(node: fx.Node) -> bool:
     """Whether it is a normalisation in training mode, which reads running statistics only to update them."""
-    training, _ = _STATISTICS_UPDATES.get(node.target, (None, ()))
-    return node.target in _STATISTICS_UPDATES and (training is None or bool(node.args[training]))
+    target: Any = node.target
+    training, _ = _STATISTICS_UPDATES.get(target, (None, ()))
+    return target in _STATISTICS_UPDATES and (training is None or bool(node.args[training]))
 
 
 def is_statistics_update(node: fx.Node) -> bool:
     """Whether it is the new running statistics among the results of such a normalisation."""
-    if node.target is not operator.getitem or not updates_statistics(node.args[0]):
+    if node.target is not operator.getitem or not updates_statistics(node.all_input_nodes[0]):
         return False
-    return node.args[1] in _STATISTICS_UPDATES[node.args[0].target][1]
+    whole: Any = node.all_input_nodes[0].target
+    return node.args[1] in _STATISTICS_UPDATES[whole][1]
 
 
 def is_collective(node: fx.Node) -> bool:

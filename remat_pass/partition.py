@@ -59,7 +59,9 @@ def partition(
     patches = inductor_patches(options)
     incumbent = torch_partition(joint, problem, inputs) if fuses else None
     judge = inductor_judge(joint, problem, patches) if fuses else simulated_judge(problem)
-    rival = incumbent and IncumbentPlan(incumbent.keep, inductor_peak_bytes(incumbent.graphs, problem, patches))
+    rival = (
+        IncumbentPlan(incumbent.keep, inductor_peak_bytes(incumbent.graphs, problem, patches)) if incumbent else None
+    )
     choice = choose(problem, options.memory_budget, rival, judge)
     plan = _replayed(problem, choice, options, judge) if options.plan else _planned(problem, choice, options)
     if incumbent and choice.is_incumbent and options.plan is None:
@@ -69,7 +71,7 @@ def partition(
         verify(joint, problem, plan, graphs)
         predicted_bytes, origin = judge(plan), "plan file" if options.plan else "planner"
     report = _report(joint, problem, plan, choice, graphs, predicted_bytes, options, unprobed, origin, begin)
-    log.info("%s", str(report).splitlines()[1].strip())
+    log.info("%s", report.headline)
     return graphs.forward, graphs.backward, report
 
 

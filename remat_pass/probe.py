@@ -89,22 +89,23 @@ def _plain(value: Any) -> Any:
 
 
 def _run(node: fx.Node, timed: bool) -> Probe | None:
+    run: Any = node.target
     with _torch_compat.no_fake_tensors(), torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(node)):
         try:
             args, kwargs = pytree.tree_map(_dummy, (node.args, node.kwargs))
-            peak_bytes = _torch_compat.allocation_peak(lambda: node.target(*args, **kwargs))
-            duration = _time(node, args, kwargs) if timed else 0
+            peak_bytes = _torch_compat.allocation_peak(lambda: run(*args, **kwargs))
+            duration = _time(run, args, kwargs) if timed else 0
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
             return None
     return Probe(peak_bytes, duration)
 
 
-def _time(node: fx.Node, args: Any, kwargs: Any) -> int:
+def _time(run: Any, args: Any, kwargs: Any) -> int:
     """Fastest of a few runs: other processes can only make a run slower."""
     durations = []
     for _ in range(_MAX_TIMED_RUNS):
         begin = time.perf_counter_ns()
-        node.target(*args, **kwargs)
+        run(*args, **kwargs)
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         durations.append(time.perf_counter_ns() - begin)

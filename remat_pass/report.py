@@ -18,7 +18,7 @@ from torch import fx
 
 from remat_pass.breakdown import PeakBreakdown
 from remat_pass.plan_file import FILE_NAME
-from remat_pass.problem import Kind, RematPlan, RematProblem
+from remat_pass.problem import Kind, RematPlan, RematProblem, Value
 from remat_pass.units import format_bytes
 
 _ROWS = 12
@@ -78,6 +78,16 @@ class RematReport:
     forward_graph: fx.GraphModule | None = field(default=None, compare=False, repr=False)
     """The graph handed to the lowering; None if the report came back from a warm cache."""
     backward_graph: fx.GraphModule | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def headline(self) -> str:
+        """One line: the graph, its budget and its peaks."""
+        budget = "no budget" if self.budget_bytes is None else f"budget {format_bytes(self.budget_bytes)}"
+        return (
+            f"graph {self.graph_id[:12]}, lowering {self.lowering}, {budget}: predicted peak "
+            f"{format_bytes(self.predicted_peak_bytes)} of {format_bytes(self.unconstrained_peak_bytes)}, "
+            f"plan by {self.origin}"
+        )
 
     def __str__(self) -> str:
         """A table for people, without colours."""
@@ -151,18 +161,16 @@ def explain_decisions(problem: RematProblem, plan: RematPlan) -> tuple[ValueDeci
         if value.needs_tangent or (value.is_free and not value.size.hint) or (value.is_input and i not in saved):
             continue
         action = "saved" if i in saved else "recomputed" if i in in_backward else "dropped"
-        copies = runs.get(i, 1 if action == "recomputed" else 0)
-        reason = _reason(problem, i, action, moved=action == "recomputed" and i not in runs)
-        rows.append(
-            ValueDecision(
-                value.name, value.op, action, copies, value.size.hint, value.recompute_ns, reason, value.source
-            )
-        )
+        moved = action == "recomputed" and i not in runs
+        # To have a part again its whole op has to run.
+        run_ns = problem.values[value.reads[0]].recompute_ns if value.kind is Kind.PART else value.recompute_ns
+        reason = _reason(value, action, run_ns, moved=moved)
+        copies = 1 if moved else runs.get(i, 0)
+        rows.append(ValueDecision(value.name, value.op, action, copies, value.size.hint, run_ns, reason, value.source))
     return tuple(rows)
 
 
-def _reason(problem: RematProblem, i: int, action: str, *, moved: bool) -> str:
-    value = problem.values[i]
+def _reason(value: Value, action: str, run_ns: int, *, moved: bool) -> str:
     if action == "dropped":
         return "backward does not need it"
     if value.kind is Kind.STATIC_INPUT:
@@ -172,10 +180,10 @@ def _reason(problem: RematProblem, i: int, action: str, *, moved: bool) -> str:
     if value.wish == {"saved": "save", "recomputed": "recompute"}[action]:
         return "tagged by checkpointing"
     if action == "saved":
-        return value.cannot_recompute or f"{_microseconds(value.recompute_ns)} to run again"
+        return value.cannot_recompute or f"{_microseconds(run_ns)} to run again"
     if moved:
         return "only backward needs it"
-    return value.cannot_save or f"{_microseconds(value.recompute_ns)} instead of {format_bytes(value.size.hint)}"
+    return value.cannot_save or f"{_microseconds(run_ns)} instead of {format_bytes(value.size.hint)}"
 
 
 def _microseconds(ns: int) -> str:
@@ -183,11 +191,13 @@ def _microseconds(ns: int) -> str:
 
 
 def _summary(report: RematReport) -> str:
-    budget = "no budget" if report.budget_bytes is None else f"budget {format_bytes(report.budget_bytes)}"
+    budget = "no budget" if report.budget_bytes is None else format_bytes(report.budget_bytes)
     lines = [
-        f"remat_pass: graph {report.graph_id[:12]}, lowering {report.lowering}, {budget}, plan by {report.origin}",
+        f"remat_pass: graph {report.graph_id[:12]}, lowering {report.lowering}, plan by {report.origin}",
+        f"  budget             {budget:>12}",
         f"  predicted peak     {format_bytes(report.predicted_peak_bytes):>12}  (error within "
-        f"{report.margin_permille / 10:g}%), in {report.peak.program} at {report.peak.value}: {report.peak.describe()}",
+        f"{report.margin_permille / 10:g}%), in {report.peak.program} at {report.peak.value}",
+        f"    of which         {report.peak.describe()}",
         f"  unconstrained peak {format_bytes(report.unconstrained_peak_bytes):>12}",
         f"  least peak         {format_bytes(report.least_peak_bytes):>12}  (smallest budget this graph accepts)",
         f"  saved              {format_bytes(report.saved_bytes):>12}  and {format_bytes(report.saved_input_bytes)} "
@@ -212,7 +222,7 @@ def _decision_table(report: RematReport) -> Table:
     table.add_column("reason", no_wrap=True)
     table.add_column("source", no_wrap=True, justify="right")
     for action in ("saved", "recomputed"):
-        rows = [d for d in report.decisions if d.action == action]
+        rows = [d for d in report.decisions if d.action == action and d.op != "placeholder"]
         rows.sort(key=lambda d: -d.size_bytes)
         for d in rows[:_ROWS]:
             times = f"{action} x{d.copies}" if d.copies > 1 else action

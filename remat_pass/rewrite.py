@@ -14,7 +14,9 @@ descriptors travel. It keeps the order it is given, and may keep nodes that the 
 ones that could run there too); those are dropped. Random ops that run in both graphs get the same generator state.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
@@ -76,7 +78,7 @@ def _expand(joint: JointGraph, problem: RematProblem, plan: RematPlan) -> tuple[
 
 def _reader(
     joint: JointGraph, problem: RematProblem, step: Run, nodes: dict[CopyId, fx.Node]
-) -> "callable[[fx.Node], fx.Node]":
+) -> Callable[[fx.Node], fx.Node]:
     """What stands for each node that the step reads."""
     reads = problem.values[step.value].reads
     by_node = {joint.nodes[v]: nodes[copy] for v, copy in zip(reads, step.reads, strict=True)}
@@ -90,10 +92,10 @@ def _write_output(
     index = problem.index
     last_copy = {step.value: step.copy for step in plan.backward}
 
-    def forward_output(entry: object) -> object:
+    def forward_output(entry: Any) -> Any:
         return nodes.get((index[entry.name], 0)) if isinstance(entry, fx.Node) else entry
 
-    def gradient(entry: object) -> object:
+    def gradient(entry: Any) -> Any:
         if not isinstance(entry, fx.Node):
             return entry
         return nodes[index[entry.name], last_copy.get(index[entry.name], 0)]

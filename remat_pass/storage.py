@@ -33,7 +33,7 @@ class Storages:
 def storages_of(node: fx.Node, device_type: str) -> Storages:
     """Storages of one node, counting only those on `device_type`."""
     value = node.meta.get("val")
-    if node.target is operator.getitem and not isinstance(node.args[0].meta.get("val"), torch.Tensor):
+    if node.target is operator.getitem and not isinstance(node.all_input_nodes[0].meta.get("val"), torch.Tensor):
         return _storages_of_part(node, device_type)
     own = _storage_ids(value)
     held = tuple(n for n in node.all_input_nodes if own & _storage_ids(n.meta.get("val")))
@@ -47,7 +47,7 @@ def storages_of(node: fx.Node, device_type: str) -> Storages:
 
 def _storages_of_part(node: fx.Node, device_type: str) -> Storages:
     """A part owns its storage, unless the op returned a view of something it read."""
-    whole, value = node.args[0], node.meta.get("val")
+    whole, value = node.all_input_nodes[0], node.meta.get("val")
     of_inputs = set().union(*(_storage_ids(n.meta.get("val")) for n in whole.all_input_nodes))
     if _storage_ids(value) & of_inputs or not isinstance(value, torch.Tensor):
         return Storages(NO_BYTES, (whole,))

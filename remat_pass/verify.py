@@ -30,7 +30,7 @@ from remat_pass.rewrite import Rewritten
 
 @dataclass(frozen=True, slots=True)
 class _Is:
-    """What a node is proved to be: a value of the joint graph, or what torch's wrapper of a random op returns for one."""
+    """What a node is proved to be: a value of the joint graph, or what the wrapper of a random op returns for one."""
 
     value: int
     state: bool = False
@@ -123,9 +123,10 @@ def _prove_computed(node: fx.Node, proof: _Proof) -> None:
     if isinstance(source, fx.Node) and proof.proved[source].pair:
         if node.target is not operator.getitem or node.args[1] not in (0, 1):
             _fail(f"node {node.format_node()} is neither the state nor the value of a random op")
-        proof.proved[node] = _Is(proof.proved[source].value, state=node.args[1] == 0)
+        proof.proved[node] = _Is(proof.proved[source].value, state=bool(node.args[1] == 0))
         return
-    target, args, kwargs = node.target, list(node.args), dict(node.kwargs)
+    target: Any = node.target
+    args, kwargs = list(node.args), dict(node.kwargs)
     drawn_from = None
     if target in wrappers.values():
         drawn_from = args.pop(0) if target is wrappers["replay"] else kwargs.pop("rng_state", None)
@@ -172,9 +173,14 @@ def _resolve(arguments: Any, identify: Any) -> Any:
     return fx.node.map_aggregate(arguments, lambda a: ("node", identify(a)) if isinstance(a, fx.Node) else a)
 
 
+def _outputs(module: fx.GraphModule) -> list[Any]:
+    returned: Any = module.graph.output_node().args[0]
+    return list(returned)
+
+
 def _check_forward_outputs(module: fx.GraphModule, problem: RematProblem, proof: _Proof) -> _HandedOver:
     joint = proof.joint
-    outputs = list(module.graph.output_node().args[0])
+    outputs = _outputs(module)
     for position, wanted in enumerate(joint.forward_outputs):
         # What a mutation in backward writes is returned by forward as the input that will be mutated.
         if isinstance(wanted, fx.Node) and not problem.values[joint.position[wanted]].needs_tangent:
@@ -186,7 +192,7 @@ def _check_forward_outputs(module: fx.GraphModule, problem: RematProblem, proof:
 
 
 def _check_gradients(module: fx.GraphModule, proof: _Proof) -> None:
-    outputs = list(module.graph.output_node().args[0])
+    outputs = _outputs(module)
     if len(outputs) != len(proof.joint.gradients):
         _fail(f"backward returns {len(outputs)} values, the joint graph {len(proof.joint.gradients)} gradients")
     for position, wanted in enumerate(proof.joint.gradients):

@@ -213,6 +213,19 @@ def an_input_changed_in_place_with_gradient(self: Any, x: Tensor) -> Any:
     return h.exp() * x.clone()
 
 
+@little(X, first=linear(), state=lambda: torch.zeros(16))
+def a_buffer_changed_in_backward(self: Any, x: Tensor) -> Any:
+    h = self.first(x).sin()
+
+    def add_to_state(gradient: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.state.add_(gradient.sum(0))
+        return gradient * 2 + torch.rand_like(gradient)
+
+    h.register_hook(add_to_state)
+    return h.exp() * self.state.clone()
+
+
 # What goes in and what comes out.
 
 
@@ -267,6 +280,11 @@ def an_input_that_no_output_needs(self: Any, x: Tensor) -> Any:
 @little(tokens(10, 4, 6), embedding=lambda: nn.Embedding(10, 16, padding_idx=0), first=linear())
 def embedding(self: Any, ids: Tensor) -> Any:
     return self.first(self.embedding(ids).sin()).exp(), ids + 1
+
+
+@little(tokens(10, 4, 6), embedding=lambda: nn.Embedding(10, 16, sparse=True), first=linear())
+def sparse_gradients(self: Any, ids: Tensor) -> Any:
+    return self.first(self.embedding(ids).sin()).exp()
 
 
 @little(tokens(16, 4, 6), embedding=lambda: nn.Embedding(16, 16), first=linear())
@@ -431,6 +449,18 @@ def linear_algebra(self: Any, x: Tensor) -> Any:
     h = self.first(x)[:16]
     square = h @ h.t() + 16 * torch.eye(16)
     return torch.linalg.cholesky(square).exp(), torch.linalg.solve(square, h).sin(), torch.linalg.inv(square)
+
+
+@little(X, first=linear(), second=linear())
+def control_flow(self: Any, x: Tensor) -> Any:
+    h = self.first(x).sin()
+    return torch.cond(h.sum() > 0, lambda y: self.second(y).exp(), lambda y: y.cos(), (h,)) * h.exp()
+
+
+@little(X, first=linear())
+def function_transforms(self: Any, x: Tensor) -> Any:
+    h = self.first(x)
+    return torch.func.vmap(torch.func.grad(lambda row: row.sin().prod()))(h) * h.exp()
 
 
 @little(X, first=linear())

@@ -190,24 +190,24 @@ def _masks(batch: int, side: int) -> tuple[Tensor, Tensor]:
 
 SMALL = {
     "llama": Case(
-        seeded(lambda: Llama(LlamaConfig(vocabulary=64, layers=3, width=32, hidden=64, heads=2, context=32))),
+        seeded(lambda: Llama(LlamaConfig(vocabulary=64, layers=2, width=32, hidden=64, heads=2, context=32))),
         lambda: (tokens(64, 2, 32), tokens(64, 2, 32, seed=1)),
     ),
     "gpt2": Case(seeded(lambda: WithLoss(gpt2(2, 32), causal_loss)), lambda: (tokens(512, 2, 16),)),
     "bert": Case(seeded(lambda: WithLoss(bert(2, 32), loss_and_logits)), lambda: (tokens(512, 2, 16),)),
-    "hf_llama": Case(seeded(lambda: WithLoss(hf_llama(3, 32), hidden_sum)), lambda: (tokens(1000, 2, 16),)),
+    "hf_llama": Case(seeded(lambda: WithLoss(hf_llama(2, 32), hidden_sum)), lambda: (tokens(1000, 2, 16),)),
     "resnet": Case(seeded(lambda: ResNet(8)), lambda: _images(2, 16)),
     "unet": Case(seeded(lambda: UNet(8)), lambda: _masks(2, 16)),
 }
 
 LARGE = {
     "llama": Case(
-        seeded(lambda: Llama(LlamaConfig(vocabulary=512, layers=8, width=256, hidden=704, heads=4))),
+        seeded(lambda: Llama(LlamaConfig(vocabulary=512, layers=3, width=256, hidden=704, heads=4))),
         lambda: (tokens(512, 2, 512), tokens(512, 2, 512, seed=1)),
     ),
-    "gpt2": Case(seeded(lambda: WithLoss(gpt2(3, 128), causal_loss)), lambda: (tokens(512, 4, 128),)),
-    "bert": Case(seeded(lambda: WithLoss(bert(3, 128), loss_and_logits)), lambda: (tokens(512, 4, 128),)),
-    "hf_llama": Case(seeded(lambda: WithLoss(hf_llama(6, 128), hidden_sum)), lambda: (tokens(1000, 2, 512),)),
+    "gpt2": Case(seeded(lambda: WithLoss(gpt2(2, 128), causal_loss)), lambda: (tokens(512, 4, 128),)),
+    "bert": Case(seeded(lambda: WithLoss(bert(2, 128), loss_and_logits)), lambda: (tokens(512, 4, 128),)),
+    "hf_llama": Case(seeded(lambda: WithLoss(hf_llama(3, 128), hidden_sum)), lambda: (tokens(1000, 2, 512),)),
     "resnet": Case(seeded(lambda: ResNet(16)), lambda: _images(4, 64)),
     "unet": Case(seeded(lambda: UNet(16)), lambda: _masks(4, 64)),
 }

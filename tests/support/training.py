@@ -72,7 +72,7 @@ def outcome(module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> Outcome
         tensors[f"gradient of {name}"] = parameter.grad
     for name, buffer in module.named_buffers():
         tensors[f"buffer {name}"] = buffer
-    return Outcome({name: None if t is None else t.clone() for name, t in tensors.items()})
+    return Outcome({name: None if t is None else _dense(t).clone() for name, t in tensors.items()})
 
 
 def assert_same(expected: Outcome, got: Outcome, what: str, *, exact: bool = True) -> None:
@@ -119,9 +119,7 @@ class ForcedPartitioner:
         static_lifetime_input_indices: Any = None,
         **_: Any,
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        joint = capture(
-            module, forward_count=num_fwd_outputs, static_indices=static_lifetime_input_indices
-        )
+        joint = capture(module, forward_count=num_fwd_outputs, static_indices=static_lifetime_input_indices)
         problem, _unprobed = analyze(joint, fuses=False, cost_model="roofline")
         plan = self.planner(problem)
         rewritten = rewrite(joint, problem, plan)
@@ -131,7 +129,7 @@ class ForcedPartitioner:
 
 
 def forced(module: nn.Module, planner: Planner) -> tuple[nn.Module, list[Stages]]:
-    """The module compiled op by op with plans of `planner`, and the stages of each compiled graph, filled as it runs."""
+    """The module compiled op by op with plans of `planner`, and the stages of each graph, filled as it compiles."""
     partitioner = ForcedPartitioner(planner)
 
     def backend(graph: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
@@ -148,6 +146,10 @@ def random_keep(problem: RematProblem, seed: int, share: float) -> frozenset[int
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor.to_dense() if tensor.is_sparse else tensor
 
 
 def _fresh(leaf: Any) -> Any:

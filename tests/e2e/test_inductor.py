@@ -1,0 +1,173 @@
+"""The default lowering, end to end: real kernels, the allocator's peak, gradients against eager.
+
+Inductor takes many seconds a graph, so these are few and each checks several promises at once.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch._inductor.utils import fresh_cache
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+import remat_pass
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    torch._dynamo.reset()
+    remat_pass.clear_reports()
+    with fresh_cache():
+        yield
+    torch._dynamo.reset()
+
+
+class Layer(nn.Module):
+    """A transformer's MLP with dropout: wide activations on a residual path."""
+
+    def __init__(self, width: int, p: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+        self.p = p
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = functional.gelu(self.up(self.norm(x)))
+        return x + self.down(functional.dropout(hidden, self.p, self.training))
+
+
+class Stack(nn.Module):
+    def __init__(self, layers: int = 4, width: int = 64, p: float = 0.0, checkpointed: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(Layer(width, p) for _ in range(layers))
+        self.checkpointed = checkpointed
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = checkpoint(layer, x, use_reentrant=False) if self.checkpointed else layer(x)
+        return x.square().mean()
+
+
+def gradients(step: object, module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    module.zero_grad(set_to_none=True)
+    torch.manual_seed(1)
+    step(x).backward()  # type: ignore[operator]
+    return [p.grad.clone() for p in module.parameters()]
+
+
+def peak(step: object, module: nn.Module, x: torch.Tensor) -> int:
+    def train() -> None:
+        step(x).backward()  # type: ignore[operator]
+        module.zero_grad(set_to_none=True)
+
+    module.zero_grad(set_to_none=True)
+    return remat_pass.measure_peak_bytes(train)
+
+
+def assert_close(got: list[torch.Tensor], wanted: list[torch.Tensor]) -> None:
+    for g, w in zip(got, wanted, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-7)
+
+
+def test_a_budget_holds_and_gradients_are_those_of_eager() -> None:
+    module, x = Stack(), torch.randn(2048, 64)
+    wanted = gradients(module, module, x)
+    inductor_peak = peak(torch.compile(module, backend="inductor"), module, x)
+    torch._dynamo.reset()
+
+    unconstrained = torch.compile(module, backend="remat")
+    assert_close(gradients(unconstrained, module, x), wanted)
+    assert peak(unconstrained, module, x) <= inductor_peak
+    least = remat_pass.reports()[-1].least_peak_bytes
+    torch._dynamo.reset()
+
+    budget = (least + inductor_peak) // 2
+    step = torch.compile(module, backend="remat", options={"memory_budget": budget})
+    assert_close(gradients(step, module, x), wanted)
+    report = remat_pass.reports()[-1]
+    measured = peak(step, module, x)
+    assert measured <= budget < inductor_peak
+    assert abs(report.predicted_peak_bytes - measured) <= 0.02 * measured
+    assert any(d.action == "recomputed" and d.op.startswith("aten") for d in report.decisions)
+
+
+class Drop(nn.Module):
+    """The mask is visible: y = dropout(w * x), so y is 0 exactly where the gradient of x is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((512, 512), 2.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.dropout((self.weight * x).exp(), 0.5).sin() + x
+
+
+@pytest.mark.parametrize("budget", [None, "least"])
+def test_dropout_draws_the_same_mask_in_backward(budget: str | None) -> None:
+    module = Drop()
+    options: dict[str, object] = {}
+    if budget == "least":
+        torch.compile(module, backend="remat")(torch.rand(512, 512, requires_grad=True))
+        options = {"memory_budget": remat_pass.reports()[-1].least_peak_bytes}
+        torch._dynamo.reset()
+    step = torch.compile(module, backend="remat", options=options)
+    for seed in (1, 2):
+        x = torch.rand(512, 512, requires_grad=True)
+        torch.manual_seed(seed)
+        y = step(x)
+        dropped = (y - x).detach() == 0
+        assert 0.4 < dropped.float().mean() < 0.6
+        y.backward(torch.ones_like(y))
+        assert torch.equal(x.grad == 1, dropped)
+
+
+def test_a_checkpointed_model_trains_as_before_and_peaks_no_higher_than_under_inductor() -> None:
+    module, x = Stack(checkpointed=True), torch.randn(2048, 64)
+    wanted = gradients(module, module, x)
+    inductor_peak = peak(torch.compile(module, backend="inductor"), module, x)
+    torch._dynamo.reset()
+    step = torch.compile(module, backend="remat")
+    assert_close(gradients(step, module, x), wanted)
+    assert peak(step, module, x) <= inductor_peak
+    recomputed = {d.op for d in remat_pass.reports()[-1].decisions if d.action == "recomputed"}
+    assert {"aten.addmm.default", "aten.mm.default"} & recomputed
+
+
+_PROGRAM = """
+import json, sys, torch
+from torch import nn
+torch.manual_seed(0)
+module = nn.Sequential(nn.Linear(32, 256), nn.GELU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 1))
+step = torch.compile(module, backend="remat", options={"memory_budget": 0.9, "on_infeasible": "warn"})
+step(torch.randn(512, 32)).sum().backward()
+assert "remat_pass" not in globals()
+import remat_pass
+(report,) = remat_pass.reports()
+print(json.dumps([report.graph_id, report.predicted_peak_bytes, report.forward_graph is None, report.forward_code]))
+"""
+
+
+def test_no_import_is_needed_and_a_warm_cache_brings_the_report_back(tmp_path: Path) -> None:
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    results = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", _PROGRAM],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        results.append(json.loads(done.stdout.splitlines()[-1]))
+    cold, warm = results
+    assert (cold[:2], cold[3]) == (warm[:2], warm[3])
+    assert (cold[2], warm[2]) == (False, True)

@@ -82,7 +82,7 @@ def make_graph_module(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
 def merge_common_subexpressions(module: fx.GraphModule) -> None:
     """Torch's own CSE, in place (2.13, 2.14).
 
-    It leaves random ops alone, but its list of them lacks some, such as `randn_like`. A merge that lost a draw is undone.
+    It leaves random ops alone, but its list of them lacks some, such as `randn_like`: what lost a draw is undone.
     """
     merged = fx_graph_cse(module.graph)
     if _count_draws(merged) == _count_draws(module.graph):

@@ -185,7 +185,7 @@ def _why_not_recompute(node: fx.Node, context: _Context) -> str | None:
         return "random: a second draw would give other numbers"
     if _torch_compat.is_symbol(node) and isinstance(node.meta.get("val"), torch.SymInt):
         return "a symbolic size: handed to backward as an integer"
-    return why_not_recompute(node)
+    return why_not_recompute(node, is_checkpointed=context.joint.wishes.get(node.name) == "recompute")
 
 
 def _needs_old_contents(node: fx.Node, context: _Context) -> bool:

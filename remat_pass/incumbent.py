@@ -1,8 +1,8 @@
 """What `backend="inductor"` would do: torch's own partition of the same joint graph.
 
 It is always a candidate, so that a user who names no budget is never worse off than with Inductor alone. The exception
-is a partition that is wrong: torch 2.13 and 2.14 may run a value again that reads a buffer which forward has overwritten
-since, and gradients then depend on the new contents.
+is a partition that is wrong: torch 2.13 and 2.14 may run a value again that reads a buffer which forward has
+overwritten since, and gradients then depend on the new contents.
 """
 
 from dataclasses import dataclass

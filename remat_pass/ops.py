@@ -186,12 +186,17 @@ def kind_of(node: fx.Node, *, is_view: bool) -> Kind:
     return Kind.EXTERN
 
 
-def why_not_recompute(node: fx.Node) -> str | None:
-    """Why the op may not run a second time, or None. Random draws are judged by analysis: a state can be carried."""
+def why_not_recompute(node: fx.Node, *, is_checkpointed: bool) -> str | None:
+    """Why the op may not run a second time, or None. Random draws are judged by analysis: a state can be carried.
+
+    By checkpointing a region the user vouches for the custom and higher-order ops in it.
+    """
     if is_collective(node):
         return "a collective: every rank would have to run it again"
     if has_effect(node):
         return "has a side effect: running it twice would repeat it"
+    if is_checkpointed:
+        return None
     if isinstance(node.target, torch._ops.HigherOrderOperator):
         return "a higher-order op: its body is not known to be repeatable"
     if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in ("aten", "prims", "inductor"):

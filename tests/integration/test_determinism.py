@@ -10,7 +10,7 @@ import remat_pass
 from tests.support.models import SMALL
 from tests.support.training import compiled
 
-case = SMALL["bert"]
+case = SMALL["resnet"]
 compiled(case.build(), memory_budget=0.8, on_infeasible="warn")(*case.inputs())
 report, = remat_pass.reports()
 print(report.graph_id, report.plan_json, report.forward_code, report.backward_code)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:Dep
 @pytest.mark.parametrize("name", SMALL)
 def test_models(name: str) -> None:
     case = SMALL[name]
-    check_budgets(case.build, case.inputs())
+    check_budgets(case.build, case.inputs(), fractions=(0.0, 0.5))
 
 
 # The table. A body is the forward of a module whose attributes are the layers given by keyword.
@@ -492,7 +492,13 @@ def test_eval_with_gradients(name: str) -> None:
     check_budgets(lambda: build().eval(), inputs)
 
 
-def check_budgets(build: Callable[[], nn.Module], inputs: tuple[Any, ...], *, exact: bool = True) -> None:
+def check_budgets(
+    build: Callable[[], nn.Module],
+    inputs: tuple[Any, ...],
+    *,
+    fractions: tuple[float, ...] = (0.0,),
+    exact: bool = True,
+) -> None:
     """No budget, then budgets down to the least: one compilation each, two steps each."""
     uncompiled = build()
     expected = [train(uncompiled, uncompiled, inputs, seed=step) for step in range(2)]
@@ -505,7 +511,7 @@ def check_budgets(build: Callable[[], nn.Module], inputs: tuple[Any, ...], *, ex
             assert_same(expected[step], got, f"memory_budget={budget}, step {step}", exact=exact)
 
     check(None)
-    for budget in budgets(remat_pass.reports()[-1]):
+    for budget in budgets(remat_pass.reports()[-1], fractions):
         check(budget)
 
 

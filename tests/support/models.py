@@ -202,12 +202,12 @@ SMALL = {
 
 LARGE = {
     "llama": Case(
-        seeded(lambda: Llama(LlamaConfig(vocabulary=512, layers=3, width=256, hidden=704, heads=4))),
+        seeded(lambda: Llama(LlamaConfig(vocabulary=512, layers=2, width=256, hidden=704, heads=4))),
         lambda: (tokens(512, 2, 512), tokens(512, 2, 512, seed=1)),
     ),
     "gpt2": Case(seeded(lambda: WithLoss(gpt2(2, 128), causal_loss)), lambda: (tokens(512, 4, 128),)),
     "bert": Case(seeded(lambda: WithLoss(bert(2, 128), loss_and_logits)), lambda: (tokens(512, 4, 128),)),
-    "hf_llama": Case(seeded(lambda: WithLoss(hf_llama(3, 128), hidden_sum)), lambda: (tokens(1000, 2, 512),)),
+    "hf_llama": Case(seeded(lambda: WithLoss(hf_llama(2, 128), hidden_sum)), lambda: (tokens(1000, 2, 512),)),
     "resnet": Case(seeded(lambda: ResNet(16)), lambda: _images(4, 64)),
     "unet": Case(seeded(lambda: UNet(16)), lambda: _masks(4, 64)),
 }

@@ -64,6 +64,8 @@ def choose(
 ) -> Choice:
     """Pick the plan for a budget.
 
+    A budget of the whole unconstrained peak is always accepted, even where no plan peaks lower by the prediction error.
+
     Args:
         problem: The graph.
         memory_budget: None, a fraction of the unconstrained peak (float), or bytes (int).
@@ -85,7 +87,10 @@ def choose(
     chosen: Candidate | None = unconstrained
     if budget_bytes is not None:
         limit = budget_bytes * 1000 // (1000 + problem.margin_permille)
-        chosen = _search(honouring, limit, peak_of) or _search(free, limit, peak_of)
+        chosen = _search(honouring, limit, peak_of)
+        if chosen is None and budget_bytes >= unconstrained_bytes:
+            chosen = unconstrained  # the plan that defines the fraction 1.0 is not refused for its prediction error
+        chosen = chosen or _search(free, limit, peak_of)
     return Choice(
         candidate=chosen or least,
         budget_bytes=budget_bytes,

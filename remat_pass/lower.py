@@ -151,8 +151,9 @@ def _warn_of_several_graphs(report: RematReport) -> None:
     frame = _torch_compat.frame_id()
     if report.budget_bytes is None or frame is None:
         return
+    known = len(_budgeted_frames)
     _budgeted_frames.add(frame)
-    if len(_budgeted_frames) == 2:
+    if known == 1 and len(_budgeted_frames) == 2:
         warnings.warn(
             "more than one training graph was compiled with a memory_budget: it bounds each graph by itself, not their "
             "sum. Graph breaks (see TORCH_LOGS=graph_breaks) and modules compiled one by one cause this.",

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 _PROGRAM = """
+import torch
 import remat_pass
-from tests.support.models import SMALL
+from benchmarks.models import Llama, LlamaConfig
 from tests.support.training import compiled
 
-case = SMALL["resnet"]
-compiled(case.build(), memory_budget=0.8, on_infeasible="warn")(*case.inputs())
+tokens = torch.zeros(2, 64, dtype=torch.int64)
+model = Llama(LlamaConfig(vocabulary=64, layers=2, width=32, hidden=64, heads=2, context=64, dropout=0.1))
+compiled(model, memory_budget=0.6, on_infeasible="warn")(tokens, tokens)
 report, = remat_pass.reports()
 print(report.graph_id, report.plan_json, report.forward_code, report.backward_code)
 """

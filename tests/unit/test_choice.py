@@ -212,3 +212,10 @@ def test_a_tag_that_cannot_be_followed_was_not_overruled_by_the_budget() -> None
     choice = choose(problem, None, None)
     assert i in choice.candidate.decisions.saved
     assert choice.overruled == ()
+
+
+def test_the_whole_unconstrained_peak_is_accepted_although_no_plan_peaks_lower_by_the_margin() -> None:
+    problem = replace(chain(1), margin_permille=20)
+    choice = choose(problem, 1.0)
+    assert (choice.fits, choice.candidate.recompute_ns, choice.overruled) == (True, 0, ())
+    assert not choose(problem, 0.99).fits

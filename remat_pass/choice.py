@@ -64,7 +64,7 @@ def choose(
 ) -> Choice:
     """Pick the plan for a budget.
 
-    A budget of the whole unconstrained peak is always accepted, even where no plan peaks lower by the prediction error.
+    The fraction 1.0 is always accepted, even where no plan peaks lower by the prediction error.
 
     Args:
         problem: The graph.
@@ -88,7 +88,7 @@ def choose(
     if budget_bytes is not None:
         limit = budget_bytes * 1000 // (1000 + problem.margin_permille)
         chosen = _search(honouring, limit, peak_of)
-        if chosen is None and budget_bytes >= unconstrained_bytes:
+        if chosen is None and memory_budget == 1.0 and isinstance(memory_budget, float):
             chosen = unconstrained  # the plan that defines the fraction 1.0 is not refused for its prediction error
         chosen = chosen or _search(free, limit, peak_of)
     return Choice(

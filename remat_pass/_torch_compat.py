@@ -450,7 +450,8 @@ def _is_last_reader(part: Any, kernel: Any, name: str, completed: set[str]) -> b
     source = part.scheduler.name_to_buf.get(name)
     if source is None or isinstance(source.defining_op, NopKernelSchedulerNode):
         return False
-    left = [user for user in source.users if user.node.get_name() not in completed | set(part.ancestors)]
+    users = ((user, user.node.get_name()) for user in source.users)
+    left = [user for user, reader in users if reader not in completed and reader not in part.ancestors]
     if len(left) != 1 or not left[0].can_inplace or left[0].node is not part:
         return False
     accesses = {a for p in kernel.get_nodes() for a in p.read_writes.reads_and_writes() if a.name == name}

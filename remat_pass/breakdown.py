@@ -36,11 +36,11 @@ def break_down(problem: RematProblem, plan: RematPlan, *, largest: int = 8) -> P
     at = liveness.peak_position
     alive = [
         (problem.values[program.values[p]].name, _role(problem, program, p), size)
-        for p, size in enumerate(liveness.born)
+        for p, size in enumerate(liveness.born.tolist())
         if size and liveness.begin[p] <= at <= liveness.last_use[p]
     ]
-    if liveness.workspace and liveness.workspace[at]:
-        alive.append((problem.values[program.values[at]].name, WORKSPACE, liveness.workspace[at]))
+    if program.values and liveness.workspace[at]:
+        alive.append((problem.values[program.values[at]].name, WORKSPACE, int(liveness.workspace[at])))
     in_forward = at < program.forward_end
     resident = problem.resident_forward_bytes if in_forward else problem.resident_backward_bytes
     if resident:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from remat_pass.breakdown import GRADIENTS, break_down
+from remat_pass.chain import Proposal
 from remat_pass.errors import InfeasibleBudgetError
 from remat_pass.liveness import simulate
 from remat_pass.problem import RematPlan, RematProblem
@@ -164,7 +165,7 @@ def _without_budget(
     """The plan of the module docstring, and whether it is the incumbent's, unchanged."""
     if incumbent is None:
         return candidates[0], False
-    reordered = evaluate(problem, incumbent.keep)
+    reordered = evaluate(problem, Proposal(incumbent.keep))
     rival = fastest_within(candidates, reordered.peak_bytes)
     step_ns = 3 * sum(v.recompute_ns for i, v in enumerate(problem.values) if problem.runs_in_forward[i])
     is_faster = rival and reordered.recompute_ns - rival.recompute_ns > _WORTH_CHANGING * step_ns

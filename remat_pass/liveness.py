@@ -14,9 +14,12 @@ value that does not exist takes no bytes and keeps what it is computed from aliv
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
-from remat_pass.fusion import Kernels, fused_kernels, unfused_kernels
-from remat_pass.problem import Kind, RematProblem
+import numpy as np
+
+from remat_pass.fusion import fused_kernels, unfused_kernels
+from remat_pass.problem import RematProblem
 from remat_pass.schedule import Program
 
 
@@ -24,88 +27,82 @@ from remat_pass.schedule import Program
 class Liveness:
     """Bytes alive at every step of a program.
 
-    `born[p]` are the bytes of the storage that the step at p creates, alive from `begin[p]` to `last_use[p]`.
+    Arrays are int64 of shape (steps,). `born[p]` are the bytes of the storage that the step at p creates, alive from
+    `begin[p]` to `last_use[p]`.
     """
 
     peak_bytes: int
     peak_position: int
-    alive_bytes: list[int]
+    alive_bytes: np.ndarray
     """While each step runs, its workspace included."""
-    born: list[int]
-    begin: list[int]
-    last_use: list[int]
-    workspace: list[int]
+    born: np.ndarray
+    begin: np.ndarray
+    last_use: np.ndarray
+    workspace: np.ndarray
 
 
 def simulate(problem: RematProblem, program: Program) -> Liveness:
     """Run the storages of a program through time. Linear in steps and reads; ties go to the earliest position."""
-    values, steps = problem.values, program.values
+    steps = np.array(program.values, dtype=np.int64)
     kernels = fused_kernels(problem, program) if problem.fuses else unfused_kernels(program)
-    last_use = _last_uses(problem, program, kernels)
-    born = [values[v].size.hint if exists else 0 for v, exists in zip(steps, kernels.exists, strict=True)]
+    runs_at, exists = np.array(kernels.runs_at, dtype=np.int64), np.array(kernels.exists, dtype=bool)
+    last_use = _last_uses(problem, program, runs_at, exists)
+    born = np.where(exists, problem.size_bytes[steps], 0)
     for new, old in kernels.may_overwrite:
-        if born[new] == born[old] and last_use[old] == kernels.runs_at[new]:
+        if born[new] == born[old] and last_use[old] == runs_at[new]:
             last_use[old] -= 1
-    workspace = [values[v].workspace_bytes for v in steps]
-    begin = [
-        # Tangents are all there when backward starts.
-        program.forward_end if values[v].kind is Kind.TANGENT else kernels.runs_at[p]
-        for p, v in enumerate(steps)
-    ]
-    alive = _add_up(problem, program, born, begin, last_use, workspace)
-    peak = max(alive, default=0)
-    return Liveness(peak, alive.index(peak) if alive else 0, alive, born, begin, last_use, workspace)
+    workspace = problem.workspace_bytes[steps]
+    begin = runs_at
+    # Tangents are all there when backward starts.
+    begin[program.forward_end : program.forward_end + len(problem.tangents)] = program.forward_end
+    alive = _add_up(problem, program, born, begin, last_use) + workspace
+    at = int(alive.argmax()) if len(alive) else 0
+    return Liveness(int(alive.max(initial=0)), at, alive, born, begin, last_use, workspace)
 
 
-def _last_uses(problem: RematProblem, program: Program, kernels: Kernels) -> list[int]:
+def _last_uses(problem: RematProblem, program: Program, runs_at: np.ndarray, exists: np.ndarray) -> np.ndarray:
     """For every step the position after which its storage is free."""
     values, steps, reads = problem.values, program.values, program.reads
     count = len(steps)
-    last_use = list(range(count))
-    for p in program.output_positions(problem):
-        last_use[p] = program.forward_end - 1
-    for p in program.saved:
-        last_use[p] = max(last_use[p], program.forward_end)
-    for p in program.returned:
-        last_use[p] = count - 1
-    for p in range(count - 1, -1, -1):
-        end, at = last_use[p], kernels.runs_at[p]
-        held = values[steps[p]].holds if kernels.exists[p] else None
+    last_use = np.arange(count)
+    last_use[program.output_positions(problem)] = program.forward_end - 1
+    last_use[program.saved] = np.maximum(last_use[program.saved], program.forward_end)
+    last_use[program.returned] = count - 1
+    lengths = np.fromiter(map(len, reads), dtype=np.int64, count=count)
+    read = np.fromiter(chain.from_iterable(reads), dtype=np.int64, count=int(lengths.sum()))
+    np.maximum.at(last_use, read, np.repeat(runs_at, lengths))
+    # What a view or a value that is never stored reads is in use as long as that value is itself.
+    passes_on = problem.has_holds[np.array(steps, dtype=np.int64)] | ~exists
+    ends: list[int] = last_use.tolist()
+    for p in np.flatnonzero(passes_on)[::-1].tolist():
+        held = values[steps[p]].holds if exists[p] else None
         for r in reads[p]:
-            use = end if held is None or steps[r] in held else at
-            if last_use[r] < use:
-                last_use[r] = use
-    return last_use
+            if (held is None or steps[r] in held) and ends[r] < ends[p]:
+                ends[r] = ends[p]
+    return np.array(ends, dtype=np.int64)
 
 
 def _add_up(
-    problem: RematProblem,
-    program: Program,
-    born: list[int],
-    begin: list[int],
-    last_use: list[int],
-    workspace: list[int],
-) -> list[int]:
-    """Bytes alive while each step runs."""
+    problem: RematProblem, program: Program, born: np.ndarray, begin: np.ndarray, last_use: np.ndarray
+) -> np.ndarray:
+    """Bytes alive while each step runs, without workspace."""
     count = len(born)
-    change = [0] * (count + 1)
-    for p, size in enumerate(born):
-        if size:
-            change[begin[p]] += size
-            change[last_use[p] + 1] -= size
+    change = np.zeros(count + 1, dtype=np.int64)
+    np.add.at(change, begin, born)
+    np.subtract.at(change, last_use + 1, born)
     for first, last, size in _rng_states(problem, program):
         change[first] += size
         change[last + 1] -= size
-    alive, now = [], 0
-    for p in range(count):
-        now += change[p]
-        resident = problem.resident_forward_bytes if p < program.forward_end else problem.resident_backward_bytes
-        alive.append(now + workspace[p] + resident)
+    alive = change.cumsum()[:count]
+    alive[: program.forward_end] += problem.resident_forward_bytes
+    alive[program.forward_end :] += problem.resident_backward_bytes
     return alive
 
 
 def _rng_states(problem: RematProblem, program: Program) -> list[tuple[int, int, int]]:
     """(born, last use, bytes) of the generator states that recomputed random values need."""
+    if not any(problem.values[v].rng_state_bytes for v in problem.drawn):
+        return []
     drawn = {program.values[p]: p for p in range(program.forward_end)}
     return [
         (drawn[v], p, problem.values[v].rng_state_bytes)

@@ -22,6 +22,8 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+
 CopyId = tuple[int, int]
 """(value, copy): one run of one value. Inputs and tangents have the one copy 0."""
 
@@ -152,6 +154,36 @@ class RematProblem:
             for read in value.reads:
                 readers[read].append(i)
         return tuple(tuple(r) for r in readers)
+
+    @cached_property
+    def size_bytes(self) -> np.ndarray:
+        """Bytes of the storage that each value owns; shape (values,), int64."""
+        return np.array([v.size.hint for v in self.values], dtype=np.int64)
+
+    @cached_property
+    def workspace_bytes(self) -> np.ndarray:
+        """Bytes that each value takes only while it runs; shape (values,), int64."""
+        return np.array([v.workspace_bytes for v in self.values], dtype=np.int64)
+
+    @cached_property
+    def has_holds(self) -> np.ndarray:
+        """Whether each value keeps a storage of another alive; shape (values,), bool."""
+        return np.array([bool(v.holds) for v in self.values], dtype=bool)
+
+    @cached_property
+    def parts(self) -> dict[int, tuple[int, ...]]:
+        """For every op that returns several values these, in order."""
+        parts: dict[int, list[int]] = {}
+        for i, value in enumerate(self.values):
+            if value.kind is Kind.PART:
+                parts.setdefault(value.reads[0], []).append(i)
+        return {op: tuple(of) for op, of in parts.items()}
+
+    @cached_property
+    def drawn(self) -> frozenset[int]:
+        """Random values and their parts."""
+        random = [i for i, v in enumerate(self.values) if v.kind is Kind.RANDOM]
+        return frozenset([*random, *(part for op in random for part in self.parts.get(op, ()))])
 
     @cached_property
     def forward_values(self) -> tuple[int, ...]:

@@ -5,17 +5,21 @@ values (these are saved) and recomputes the rest. Any set is feasible: a value t
 even if it is not in the set, one that cannot be saved is recomputed.
 
     forward    everything that outputs, effects and saved values need, in joint-graph order
-    backward   the backward values in joint-graph order; each recomputed value as late as its first reader allows,
-               recomputed values of one reader in joint-graph order, the parts of an op right behind it
+    backward   the backward values in joint-graph order; before each, what it needs and nobody has computed yet,
+               in joint-graph order, the parts of an op right behind it
 
 Lateness is what makes recomputation save memory at all: in joint-graph order every recomputed value would be alive
 from the start of backward, and the peak would be that of saving everything.
+
+A recomputed value is there for all its readers unless it is *forgotten* on the way: after a given backward value it is
+dropped, and the next reader computes another copy. Forgetting is what brings the peak below what one recompute of
+each value can reach.
 """
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from remat_pass.problem import Kind, RematPlan, RematProblem, Run
+from remat_pass.problem import CopyId, Kind, RematPlan, RematProblem, Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,11 @@ class Decisions:
     """Values passed from forward to backward, inputs included."""
     recomputed: tuple[int, ...]
     """Values run in backward although they need no tangent."""
+    forgotten: Mapping[int, frozenset[int]]
+    """After which backward value which recomputed values are dropped, though later ones may read them again.
+
+    Random values stay: torch can repeat a draw once.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +60,9 @@ class Program:
         return [p for p in range(self.forward_end) if self.values[p] in outputs]
 
 
-def decide(problem: RematProblem, keep: Collection[int]) -> Decisions:
+def decide(
+    problem: RematProblem, keep: Collection[int], forgotten: Mapping[int, frozenset[int]] | None = None
+) -> Decisions:
     """Settle what is saved and what is recomputed if the values of `keep` are not to be recomputed."""
     values, inputs = problem.values, problem.inputs
     needed = set(problem.read_in_backward)
@@ -65,40 +76,68 @@ def decide(problem: RematProblem, keep: Collection[int]) -> Decisions:
         else:
             recomputed.append(i)
             needed.update(value.reads)
-    return Decisions(tuple(reversed(saved)), tuple(reversed(recomputed)))
+    return Decisions(tuple(reversed(saved)), tuple(reversed(recomputed)), forgotten or {})
 
 
 def lay_out(problem: RematProblem, decisions: Decisions) -> Program:
     """The execution order of the module docstring."""
-    values, recomputed = problem.values, set(decisions.recomputed)
-    forward = _forward_values(problem, decisions)
-    begin = len(forward)
-    positions = {v: p for p, v in enumerate(forward)}
-    reads = [[positions[r] for r in values[v].reads if r in positions] for v in forward]
+    values = problem.values
+    order = _forward_values(problem, decisions)
+    begin = len(order)
+    positions = {v: p for p, v in enumerate(order)}
+    reads = [[positions[r] for r in values[v].reads if r in positions] for v in order]
     saved = [positions[s] for s in decisions.saved if s in positions]
-    # From here on a recomputed value means its backward copy.
+    # From here on a recomputed value means the backward copy that is there, if any.
     positions = {s: positions[s] for s in decisions.saved if s in positions}
-    order = [*forward, *problem.tangents, *_backward_values(problem, decisions)]
-    for position in range(begin, len(order)):
-        v = order[position]
+    recomputed = set(decisions.recomputed)
+    made = dict.fromkeys(decisions.recomputed, 0)
+    copies = [0] * begin
+
+    def run(v: int) -> None:
         reads.append([positions[r] for r in values[v].reads if r in positions])
-        positions[v] = position
-    copies = [0] * begin + [int(v in recomputed) for v in order[begin:]]
+        positions[v] = len(order)
+        order.append(v)
+        copies.append(made.get(v, 0))
+
+    def recompute(wanted: Iterable[int]) -> None:
+        for v in _missing(problem, wanted, recomputed, positions):
+            made[v] += 1
+            run(v)
+
+    for v in problem.tangents:
+        run(v)
+    for v in problem.runs_in_backward:
+        if any(r in recomputed and r not in positions for r in values[v].reads):
+            recompute(values[v].reads)
+        run(v)
+        for forgotten in decisions.forgotten.get(v, ()):
+            if forgotten in recomputed and forgotten not in problem.drawn:
+                positions.pop(forgotten, None)
+                if values[forgotten].kind is Kind.PART:  # comes with its op, whenever that runs
+                    positions.pop(values[forgotten].reads[0], None)
+    recompute(problem.gradients)
     returned = [positions[g] for g in problem.gradients if g in positions]
     return Program(order, reads, copies, begin, saved, returned)
 
 
 def plan_of(problem: RematProblem, decisions: Decisions) -> RematPlan:
     """The plan that runs in the order of the module docstring."""
-    recomputed = set(decisions.recomputed)
+    program = lay_out(problem, decisions)
+    in_program = set(program.values)
 
-    def run(v: int, in_backward: bool) -> Run:
-        copies = ((r, 1 if in_backward and r in recomputed else 0) for r in problem.values[v].reads)
-        return Run(v, 1 if in_backward and v in recomputed else 0, tuple(copies))
+    def run(p: int) -> Run:
+        v, positions = program.values[p], iter(program.reads[p])
+        return Run(v, program.copies[p], tuple(copy(r, positions) for r in problem.values[v].reads))
 
+    def copy(r: int, positions: Iterable[int]) -> CopyId:
+        if r not in in_program:
+            return r, 0
+        p = next(iter(positions))
+        return program.values[p], program.copies[p]
+
+    backward = range(program.forward_end + len(problem.tangents), len(program.values))
     return RematPlan(
-        forward=tuple(run(v, False) for v in _forward_values(problem, decisions)),
-        backward=tuple(run(v, True) for v in _backward_values(problem, decisions)),
+        forward=tuple(run(p) for p in range(program.forward_end)), backward=tuple(run(p) for p in backward)
     )
 
 
@@ -154,28 +193,18 @@ def _forward_values(problem: RematProblem, decisions: Decisions) -> list[int]:
     return steps
 
 
-def _backward_values(problem: RematProblem, decisions: Decisions) -> list[int]:
-    """Backward values in order, before each the recomputed values it is the first to read."""
+def _missing(
+    problem: RematProblem, wanted: Iterable[int], recomputed: Collection[int], present: Collection[int]
+) -> list[int]:
+    """The recomputed values that the wanted ones are computed from and that are not there, in joint-graph order."""
     values = problem.values
-    end = len(values)
-    first_reader = dict.fromkeys(decisions.recomputed, end)
-    for i in problem.runs_in_backward:
-        for read in values[i].reads:
-            if first_reader.get(read, -1) > i:
-                first_reader[read] = i
-    for i in reversed(decisions.recomputed):
-        reader = first_reader[i]
-        for read in values[i].reads:
-            if first_reader.get(read, -1) > reader:
-                first_reader[read] = reader
-    for i in decisions.recomputed:
-        if values[i].kind is Kind.PART:
-            first_reader[i] = first_reader.get(values[i].reads[0], first_reader[i])
-    before: dict[int, list[int]] = {}
-    for i in decisions.recomputed:
-        before.setdefault(first_reader[i], []).append(i)
-    order: list[int] = []
-    for i in problem.runs_in_backward:
-        order += before.get(i, ())
-        order.append(i)
-    return order + before.get(end, [])
+    missing: set[int] = set()
+    pending = [r for r in wanted if r in recomputed and r not in present]
+    while pending:
+        v = pending.pop()
+        if v in missing:
+            continue
+        missing.add(v)
+        pending += [r for r in values[v].reads if r in recomputed and r not in present]
+        pending += [part for part in problem.parts.get(v, ()) if part in recomputed and part not in present]
+    return sorted(missing)

@@ -1,49 +1,56 @@
-"""The planner: from a problem to the frontier of peak against recompute time, and from a budget to a plan.
+"""The planner: from a problem to the frontier of peak against recompute time.
 
-    1. sweep     one min cut per price of memory (`mincut`), plain and with checkpoints forced into the saved set: what
-                 crosses the narrow waists of the forward graph, all of them or every k-th, or the narrowest positions
-                 that divide it into k segments
-    2. judge     every candidate by the peak of its own schedule (`schedule`, `liveness`), never by a sum of bytes
-    3. mix       two neighbours on the frontier at a position of the joint graph: one's decisions before it, the
-                 other's after it; identical layers, which flip together in a sweep, are told apart here
-    4. choose    the fastest candidate whose peak fits
+    1. cuts      one min cut per price of memory (`mincut`)
+    2. chains    checkpoints, reruns and what to save in between, by dynamic programming over forward cut into blocks,
+                 between which few bytes cross (`waists`, `chain`)
+    3. mixes     two neighbours on the frontier at a position of the joint graph: one's decisions before it, the
+                 other's after it; identical layers, which flip together in a cut, are told apart here
+    4. filling   what a candidate recomputes is saved instead where that leaves its peak as it is; on small graphs also
+                 single changes of every candidate on the frontier
 
-Waists matter because a cut is blind to how long a recomputed value lives. At a high price nothing on the residual path
-is saved, all layers are recomputed as one live block, and the peak jumps back to that of saving everything. A waist is
-a position of the forward graph that few bytes cross; with what crosses it saved, what lies between two waists can be
-recomputed and dropped by itself.
-
-The candidates do not depend on the budget, so a smaller budget chooses from a subset: the peak never rises when the
-budget falls. Ties are broken by peak, then by order of generation; nothing iterates over a set.
+Every candidate is judged by the peak of its own schedule (`schedule`, `liveness`), never by a sum of bytes. Candidates
+do not depend on the budget, so a smaller budget chooses from a subset: the peak never rises when the budget falls. Ties
+are broken by peak, then by order of generation; nothing iterates over a set.
 """
 
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from remat_pass.liveness import simulate
+from remat_pass.chain import Proposal, propose
+from remat_pass.liveness import Liveness, simulate
 from remat_pass.mincut import cheapest_saved_set
 from remat_pass.problem import RematProblem
-from remat_pass.schedule import Decisions, added_ns, decide, lay_out, repeats
+from remat_pass.schedule import Decisions, Program, added_ns, decide, lay_out, repeats
+from remat_pass.waists import (
+    Blocks,
+    cheap_to_repeat,
+    cut_into_blocks,
+    measure_forward,
+    narrow_waists,
+    narrowest,
+    thin_out,
+)
 
 _PRICES = 16
-_WAIST_STRIDES = (1, 2, 3, 4, 6, 8)
-_SEGMENTS = (2, 3, 4, 6, 8, 12, 16)
-_WAIST_RISE = 1.25
-"""A waist is a valley of the crossing bytes that both sides leave by at least this factor."""
+_MOST_BLOCKS = 80
+_FEW_WAISTS = 8
+"""With fewer waists than this, forward is also cut at evenly spaced positions."""
+_STRIDES = (1, 2, 4)
+"""Every waist, every second one, ...: a block can then save less than all that crosses it."""
+_MOST_PROPOSALS = 48
 _MIX_ROUNDS = 3
 _MIX_POSITIONS = 24
-_STEPS_TO_SIMULATE = 2_000_000
+_STEPS_TO_SIMULATE = 1_500_000
 """Effort of mixing: candidates times graph size. Keeps planning in seconds for graphs of any size."""
-_WIDE = 1.5
-"""A waist this much wider than its neighbour lies inside a layer."""
+_STEPS_TO_REFINE = 150_000
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One way to plan a graph, judged by simulation."""
 
-    keep: frozenset[int]
+    proposal: Proposal
     decisions: Decisions
     peak_bytes: int
     recompute_ns: int
@@ -63,11 +70,22 @@ def frontier(
         Candidates by falling peak and rising recompute time, the fastest first, none dominated by another.
     """
     judge = _Judge(problem, honour_wishes)
-    for keep in (_everything(problem), *extra, *_sweep(problem, honour_wishes)):
-        judge.add(keep)
+    prices = _prices(problem)
+    everything = _everything(problem)
+    cuts = [cheapest_saved_set(problem, price, honour_wishes=honour_wishes) for price in prices]
+    for keep in (everything, *extra, *cuts):
+        judge.add(Proposal(keep))
+    for blocks in _chains(problem):
+        waists = frozenset[int]().union(*blocks.crossing)
+        forced = [cheapest_saved_set(problem, price, forced=waists, honour_wishes=honour_wishes) for price in prices]
+        for proposal in propose(problem, blocks, list(dict.fromkeys([everything, *forced])), _MOST_PROPOSALS):
+            judge.add(proposal)
     for _ in range(_MIX_ROUNDS):
-        for keep in list(_mixes(problem, judge.frontier())):
-            judge.add(keep)
+        for proposal in list(_mixes(problem, judge.frontier())):
+            judge.add(proposal)
+    for candidate in judge.frontier():
+        judge.fill(candidate)
+    judge.refine()
     return judge.frontier()
 
 
@@ -76,12 +94,17 @@ def fastest_within(candidates: tuple[Candidate, ...], limit_bytes: int) -> Candi
     return next((c for c in candidates if c.peak_bytes <= limit_bytes), None)
 
 
-def evaluate(problem: RematProblem, keep: frozenset[int]) -> Candidate:
-    """Judge one set of values to keep."""
-    decisions = decide(problem, keep)
+def evaluate(problem: RematProblem, proposal: Proposal) -> Candidate:
+    """Judge one proposal."""
+    return _simulated(problem, proposal)[0]
+
+
+def _simulated(problem: RematProblem, proposal: Proposal) -> tuple[Candidate, Program, Liveness]:
+    decisions = decide(problem, proposal.keep, proposal.forgotten)
     program = lay_out(problem, decisions)
-    peak_bytes = simulate(problem, program).peak_bytes
-    return Candidate(keep, decisions, peak_bytes, added_ns(problem, decisions.saved, repeats(program)))
+    liveness = simulate(problem, program)
+    recompute_ns = added_ns(problem, decisions.saved, repeats(program))
+    return Candidate(proposal, decisions, liveness.peak_bytes, recompute_ns), program, liveness
 
 
 class _Judge:
@@ -94,15 +117,18 @@ class _Judge:
         if honour_wishes:
             self.wish_save = frozenset(i for i, v in enumerate(problem.values) if v.wish == "save")
             self.wish_recompute = frozenset(i for i, v in enumerate(problem.values) if v.wish == "recompute")
-        self.seen: set[tuple[int, ...]] = set()
+        self.seen: set[object] = set()
         self.candidates: list[Candidate] = []
 
-    def add(self, keep: frozenset[int]) -> None:
-        keep = (keep | self.wish_save) - self.wish_recompute
-        saved = decide(self.problem, keep).saved
-        if saved not in self.seen:
-            self.seen.add(saved)
-            self.candidates.append(evaluate(self.problem, keep))
+    def add(self, proposal: Proposal) -> Candidate | None:
+        keep = (proposal.keep | self.wish_save) - self.wish_recompute
+        proposal = Proposal(keep, proposal.forgotten)
+        key = (decide(self.problem, keep).saved, tuple(sorted(proposal.forgotten.items())))
+        if key in self.seen:
+            return None
+        self.seen.add(key)
+        self.candidates.append(evaluate(self.problem, proposal))
+        return self.candidates[-1]
 
     def frontier(self) -> tuple[Candidate, ...]:
         best: list[Candidate] = []
@@ -111,31 +137,52 @@ class _Judge:
                 best.append(candidate)
         return tuple(best)
 
+    def fill(self, candidate: Candidate) -> None:
+        """Save more of what a candidate recomputes, as long as its peak stays."""
+        _, program, liveness = _simulated(self.problem, candidate.proposal)
+        more = _fits_below_peak(self.problem, program, liveness)
+        for _ in range(3):
+            if not more:
+                return
+            filled = self.add(Proposal(candidate.proposal.keep | frozenset(more), candidate.proposal.forgotten))
+            if filled is None or filled.peak_bytes <= candidate.peak_bytes:
+                return
+            more = more[: len(more) // 2]
+
+    def refine(self) -> None:
+        """Change single decisions of the frontier, as long as that makes it better and the graph is small."""
+        effort = _STEPS_TO_REFINE
+        tried: set[int] = set()
+        while True:
+            fresh = [c for c in self.frontier() if id(c) not in tried]
+            if not fresh:
+                return
+            for candidate in fresh:
+                tried.add(id(candidate))
+                for proposal in _single_changes(self.problem, candidate):
+                    effort -= len(self.problem.values)
+                    if effort < 0:
+                        return
+                    self.add(proposal)
+
 
 def _everything(problem: RematProblem) -> frozenset[int]:
     return frozenset(i for i, v in enumerate(problem.values) if problem.runs_in_forward[i] and v.cannot_save is None)
 
 
-def _sweep(problem: RematProblem, honour_wishes: bool) -> Iterator[frozenset[int]]:
-    prices = _prices(problem)
-    for forced in dict.fromkeys([frozenset[int](), *_checkpoints(problem)]):
-        for price in prices:
-            yield forced | cheapest_saved_set(problem, price, forced=forced, honour_wishes=honour_wishes)
-
-
-def _checkpoints(problem: RematProblem) -> Iterator[frozenset[int]]:
-    """Sets of values that cut forward into segments, each of which can be recomputed and dropped by itself."""
-    shared, crossing = _crossing(problem)
-    waists = narrow_waists(problem)
-    for stride in _WAIST_STRIDES:
-        if stride <= len(waists):
-            yield shared.union(*waists[::stride])
-    sizes = [_bytes(problem, crossed) for crossed in crossing]
-    for segments in _SEGMENTS:
-        length = len(crossing) / segments
-        if length >= 2:
-            windows = (range(int(length * (k - 0.5)), int(length * (k + 0.5))) for k in range(1, segments))
-            yield shared.union(*(crossing[min(window, key=lambda p: (sizes[p], p))] for window in windows))
+def _chains(problem: RematProblem) -> Iterator[Blocks]:
+    """Forward cut at its narrow waists, and, if these are few, at evenly spaced positions."""
+    forward = measure_forward(problem)
+    waists = narrow_waists(problem, forward)
+    cuts = [thin_out(forward, waists[::stride], _MOST_BLOCKS - 1) for stride in _STRIDES]
+    if len(waists) < _FEW_WAISTS:
+        cuts.append(narrowest(forward, _MOST_BLOCKS))
+    repeated = cheap_to_repeat(problem, forward)
+    for steps in cuts:
+        if len(steps) > 1:
+            yield cut_into_blocks(problem, forward, steps)
+            if repeated:
+                yield cut_into_blocks(problem, forward, steps, repeated)
 
 
 def _prices(problem: RematProblem) -> list[float]:
@@ -152,91 +199,7 @@ def _prices(problem: RematProblem) -> list[float]:
     return [low * 1e-3, *(low * step**i for i in range(_PRICES))]
 
 
-def narrow_waists(problem: RematProblem) -> list[tuple[int, ...]]:
-    """Sets of values that together separate what is before a position of forward from what is after it.
-
-    Returns:
-        One tuple per valley of the bytes that cross a position, in forward order; only values that can be saved, and
-        without those that cross most positions. Of neighbouring valleys with the same largest value the narrowest, and
-        none beside a much narrower one.
-    """
-    _, crossing = _crossing(problem)
-    waists: list[tuple[int, ...]] = []
-    for p in _valleys([_bytes(problem, crossed) for crossed in crossing]):
-        if waists and _largest(problem, waists[-1]) == _largest(problem, crossing[p]):
-            waists[-1] = min(waists[-1], crossing[p], key=lambda crossed: _bytes(problem, crossed))
-        else:
-            waists.append(crossing[p])
-    while wide := [c for c, *beside in _neighbours(waists) if _is_wide(problem, c, beside)]:
-        waists = [c for c in waists if c not in wide]
-    return waists
-
-
-def _neighbours(waists: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-    """Each waist with those before and behind it."""
-    return [[c, *waists[max(0, k - 1) : k], *waists[k + 1 : k + 2]] for k, c in enumerate(waists)]
-
-
-def _is_wide(problem: RematProblem, crossed: tuple[int, ...], beside: list[tuple[int, ...]]) -> bool:
-    return any(_bytes(problem, crossed) > _WIDE * _bytes(problem, other) for other in beside)
-
-
-def _bytes(problem: RematProblem, crossed: tuple[int, ...]) -> int:
-    return sum(problem.values[v].size.hint for v in crossed)
-
-
-def _largest(problem: RematProblem, crossed: tuple[int, ...]) -> int:
-    return max(crossed, key=lambda v: problem.values[v].size.hint)
-
-
-def _valleys(sizes: list[int]) -> list[int]:
-    """Positions of the lowest sizes between rises by `_WAIST_RISE` or more, in order."""
-    valleys: list[int] = []
-    low, high = 0, 0
-    falling = True
-    for p, size in enumerate(sizes):
-        if falling:
-            if size <= sizes[low]:
-                low = p
-            elif size > sizes[low] * _WAIST_RISE:
-                valleys.append(low)
-                falling, high = False, p
-        elif size >= sizes[high]:
-            high = p
-        elif size * _WAIST_RISE < sizes[high]:
-            falling, low = True, p
-    return valleys
-
-
-def _crossing(problem: RematProblem) -> tuple[frozenset[int], list[tuple[int, ...]]]:
-    """What is alive across the steps of forward: savable values computed by then that later forward steps read.
-
-    Returns:
-        The values that cross most steps, such as an attention mask, and for every step the others, where there are any.
-    """
-    values = problem.values
-    forward = [i for i in problem.forward_values if problem.runs_in_forward[i] and i not in problem.inputs]
-    last_read = [-1] * len(values)
-    for i in reversed(forward):
-        for read in values[i].reads:
-            # A view keeps its base alive: the base crosses as long as the view does.
-            use = max(i, last_read[i]) if read in values[i].holds else i
-            last_read[read] = max(last_read[read], use)
-    crossing: list[list[int]] = []
-    count: dict[int, int] = {}
-    alive: list[int] = []
-    for i in forward:
-        savable = values[i].cannot_save is None and values[i].size.hint > 0
-        alive = [a for a in (*alive, *([i] if savable else [])) if last_read[a] > i]
-        crossing.append(alive)
-        for a in alive:
-            count[a] = count.get(a, 0) + 1
-    shared = frozenset(a for a, steps in count.items() if steps * 4 > len(forward) * 3)
-    local = (tuple(a for a in crossed if a not in shared) for crossed in crossing)
-    return shared, [crossed for crossed in local if crossed]
-
-
-def _mixes(problem: RematProblem, candidates: tuple[Candidate, ...]) -> Iterator[frozenset[int]]:
+def _mixes(problem: RematProblem, candidates: tuple[Candidate, ...]) -> Iterator[Proposal]:
     """Neighbours on the frontier, and neighbours but one, mixed at evenly spaced positions both ways round."""
     forward = [i for i in range(len(problem.values)) if problem.runs_in_forward[i]]
     if len(candidates) < 2 or not forward:
@@ -251,5 +214,58 @@ def _mixes(problem: RematProblem, candidates: tuple[Candidate, ...]) -> Iterator
     for i, j in pairs[: max(1, effort // (2 * positions))]:
         for k in range(1, positions):
             at = forward[len(forward) * k // positions]
-            for first, second in ((candidates[i].keep, candidates[j].keep), (candidates[j].keep, candidates[i].keep)):
-                yield frozenset([v for v in first if v < at] + [v for v in second if v >= at])
+            yield _mixed(candidates[i].proposal, candidates[j].proposal, at)
+            yield _mixed(candidates[j].proposal, candidates[i].proposal, at)
+
+
+def _mixed(first: Proposal, second: Proposal, at: int) -> Proposal:
+    """One's decisions on values before a position, the other's from there on."""
+    forgotten = {
+        reader: frozenset(
+            [v for v in first.forgotten.get(reader, ()) if v < at]
+            + [v for v in second.forgotten.get(reader, ()) if v >= at]
+        )
+        for reader in sorted({*first.forgotten, *second.forgotten})
+    }
+    return Proposal(frozenset([v for v in first.keep if v < at] + [v for v in second.keep if v >= at]), forgotten)
+
+
+def _fits_below_peak(problem: RematProblem, program: Program, liveness: Liveness) -> list[int]:
+    """Recomputed values that could be saved in the room that the plan leaves below its peak, most time saved first."""
+    values, end = problem.values, program.forward_end
+    room = liveness.peak_bytes - liveness.alive_bytes
+    runs: dict[int, list[int]] = {}
+    for p in range(end, len(program.values)):
+        if program.copies[p]:
+            runs.setdefault(program.values[p], []).append(p)
+    in_forward = {v: p for p, v in enumerate(program.values[:end])}
+    gains = {
+        v: len(at) * values[v].recompute_ns - values[v].save_ns
+        for v, at in runs.items()
+        if v in in_forward and values[v].cannot_save is None and values[v].size.hint
+    }
+    chosen = []
+    for v in sorted((v for v, gain in gains.items() if gain > 0), key=lambda v: (-gains[v] / values[v].size.hint, v)):
+        size = values[v].size.hint
+        # Alive anew from its last use to its next run, again and again.
+        free = [liveness.last_use[p] + 1 for p in (in_forward[v], *runs[v][:-1])]
+        spans = [slice(int(a), b) for a, b in zip(free, runs[v], strict=True) if a < b]
+        if all(room[span].min() >= size for span in spans):
+            for span in spans:
+                room[span] -= size
+            chosen.append(v)
+    return chosen
+
+
+def _single_changes(problem: RematProblem, candidate: Candidate) -> Iterator[Proposal]:
+    """The candidate with one value more or less to save, or one forgotten earlier than its last use."""
+    keep, forgotten = candidate.proposal.keep, candidate.proposal.forgotten
+    values, recomputed = problem.values, set(candidate.decisions.recomputed)
+    for v in (*candidate.decisions.saved, *candidate.decisions.recomputed):
+        value = values[v]
+        if not value.is_input and not value.cannot_recompute and not value.cannot_save and value.size.hint:
+            yield Proposal(keep ^ {v}, forgotten)
+    for reader in problem.runs_in_backward:
+        for v in values[reader].reads:
+            if v in recomputed and values[v].size.hint and v not in forgotten.get(reader, ()):
+                yield Proposal(keep, {**forgotten, reader: forgotten.get(reader, frozenset()) | {v}})

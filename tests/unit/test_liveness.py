@@ -54,8 +54,8 @@ def test_the_first_of_equal_peaks_is_reported() -> None:
 
 def test_born_and_last_use_name_steps() -> None:
     liveness = simulated(chain(2), "f1 f2")  # f1 f2 t b2 b1
-    assert liveness.born == [MIB] * 5
-    assert liveness.last_use == [4, 3, 3, 4, 4]
+    assert liveness.born.tolist() == [MIB] * 5
+    assert liveness.last_use.tolist() == [4, 3, 3, 4, 4]
 
 
 def test_inputs_take_no_bytes_even_where_they_are_saved() -> None:

@@ -1,0 +1,307 @@
+"""Checkpoints and reruns: dynamic programming over forward cut into blocks.
+
+Forward is cut at *waists*, positions that few bytes cross. With what crosses them at hand, a block can be recomputed
+by itself, and its *window*, the stretch of backward that reads it, can be run and left behind:
+
+    forward    block 0 │ block 1 │ ... │ block n-1          C(k) crosses behind block k
+    backward                             window n-1 ... window 1, window 0
+
+Each block has *options*: what forward saves inside it (`Option`), from all to nothing. Two questions are answered for
+every number of free bytes m at once. With C(s-1) at hand, what does it cost at least to run
+
+    first(s, m)      windows n-1 .. s, if blocks s .. n-1 are yet to run in forward, which is free
+        = min over options o of  extra(s, o) + first(s+1, m - saved(s, o) - new(s, s-1))       save inside block s
+          min over k > s of      first(k, m - new(k-1, s-1)) + again(s, k-1, m)                 save C(k-1) only
+    again(s, t, m)   windows t .. s, if blocks s .. t have to be run again
+        = extra(s, nothing saved) if s = t, else
+          min over options o of  rerun(s) + extra(s, o) + again(s+1, t, m - saved(s, o) - new(s, s-1))
+          min over k of          rerun(s .. k-1) + again(k, t, m - new(k-1, s-1)) + again(s, k-1, m)
+
+where new(k, s) are the bytes of C(k) that are not in C(s), and a choice is possible where m covers what its own window
+and its own forward need beside it (`_Figures`). In the second line of `again` blocks s .. k-1 are run a second time:
+these plans have several copies of a value, and what is in memory is *forgotten* in between.
+
+The figures are read off one simulated plan per option; they add up exactly where blocks touch each other through C
+alone. The plans that come out are proposals: the solver simulates each.
+
+Source: Beaumont et al., "Optimal re-materialization strategies for heterogeneous chains" (Rotor), 2019,
+https://arxiv.org/abs/1911.13214, for the recursion; options per block as in Zhao et al., "Rockmate", ICML 2023,
+https://arxiv.org/abs/2307.01236. Griewank and Walther's revolve is the case of one option and equal blocks.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from remat_pass.liveness import Liveness, simulate
+from remat_pass.problem import RematProblem
+from remat_pass.schedule import Decisions, Program, decide, lay_out
+from remat_pass.waists import Blocks
+
+_LEVELS = 400
+"""Into how many steps, at least, the bytes from nothing to the largest peak are divided."""
+
+_MOST_LEVELS = 1200
+
+_HEADROOM = 1.05
+"""Bytes are rounded to levels, so that a plan may seem to need a little more than it does."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A set of values to keep, and what to forget when (`Decisions.forgotten`)."""
+
+    keep: frozenset[int]
+    forgotten: dict[int, frozenset[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Figures:
+    """Of one option, per block; int64 arrays of shape (blocks,)."""
+
+    peak_bytes: int
+    """Of the whole plan."""
+    saved: np.ndarray
+    """Bytes saved inside the block."""
+    extra_ns: np.ndarray
+    """Time that its window adds to the step."""
+    window: np.ndarray
+    """Bytes that must be free for its window, those saved inside included."""
+    forward: np.ndarray
+    """Bytes that must be free for running the block in forward."""
+    gradients: np.ndarray
+    """Bytes of gradients and other backward values alive when its window begins."""
+
+
+def propose(problem: RematProblem, blocks: Blocks, options: list[frozenset[int]], count: int) -> Iterator[Proposal]:
+    """The best plans of the recursion, from the fastest to the one of least peak.
+
+    Args:
+        problem: The graph.
+        blocks: Its forward, cut into blocks.
+        options: Sets of values to keep inside of blocks, over the whole graph.
+        count: How many plans to propose at most.
+    """
+    crossing = frozenset[int]().union(*blocks.crossing)
+    for option in options:
+        yield Proposal((option | crossing) - blocks.repeated, blocks.forgotten)
+    table = _Table(problem, blocks, options)
+    first = table.first[0]
+    steps = [m for m in range(1, table.levels + 1) if first[m] < first[m - 1]]
+    if len(steps) > count:
+        steps = [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)]
+    for level in reversed(steps):
+        yield table.proposal(level)
+
+
+class _Table:
+    """`first` and `again` of the module docstring, over levels of free bytes.
+
+    Costs are arrays of shape (rows, levels + 1): `again[d][s]` is again(s, s + d), `first[s]` a row by itself.
+    """
+
+    def __init__(self, problem: RematProblem, blocks: Blocks, options: list[frozenset[int]]) -> None:
+        self.problem, self.blocks, self.count = problem, blocks, blocks.count
+        self.waists = [frozenset[int](), *blocks.crossing]
+        self.inside = [[(o & members) - blocks.repeated for members in blocks.members] for o in options]
+        crossing = frozenset[int]().union(*blocks.crossing)
+        figures = [_figures(problem, blocks, (o | crossing) - blocks.repeated) for o in options]
+        peak_bytes = _HEADROOM * max(f.peak_bytes for f in figures)
+        self.unit = self._unit(peak_bytes)
+        self.levels = int(peak_bytes / self.unit) + 1
+        self.new = np.array([[self._new(a, b) for b in range(self.count + 1)] for a in range(self.count + 1)])
+        self.new = np.rint(self.new / self.unit).astype(int)
+        # Rows are options, columns blocks.
+        self.saved = np.rint(np.array([f.saved for f in figures]) / self.unit).astype(int)
+        self.extra_ns = np.array([f.extra_ns for f in figures], dtype=float)
+        self.needs = np.array([np.maximum(f.window, f.forward) for f in figures]) / self.unit
+        self.forward = np.array([f.forward for f in figures]) / self.unit
+        self.gradients = np.minimum.reduce([f.gradients for f in figures]) / self.unit
+        self.rerun_ns = np.array([_rerun_ns(problem, blocks, k) for k in range(self.count)], dtype=float)
+        # The option that saves least inside a block is what a rerun falls back to.
+        self.least = self.saved.argmin(axis=0)
+        self.again: list[np.ndarray] = []
+        for length in range(self.count):
+            rows = np.arange(self.count - length)
+            self.again.append(_least(cost for _, cost in self._again_choices(length, rows)))
+        self.first = [np.zeros(self.levels + 1)] * (self.count + 1)
+        for s in reversed(range(self.count)):
+            self.first[s] = _least(cost for _, cost in self._first_choices(s))[0]
+
+    def proposal(self, level: int) -> Proposal:
+        """The plan behind `first(0, level)`."""
+        keep: set[int] = set()
+        forgotten = self.blocks.forgotten
+        s = 0
+        while s < self.count:
+            (is_option, which), _ = min(self._first_choices(s), key=lambda choice: choice[1][0, level])
+            if is_option:
+                keep |= self.inside[which][s] | self.blocks.crossing[s]
+                level -= self.saved[which, s] + self.new[s, s + 1]
+                s += 1
+            else:
+                keep |= self.waists[which]
+                self._walk(s, which - 1, level, s, frozenset(), forgotten)
+                level -= self.new[s, which]
+                s = which
+        return Proposal(frozenset(keep), forgotten)
+
+    def _walk(
+        self, s: int, t: int, level: int, start: int, held: frozenset[int], forgotten: dict[int, frozenset[int]]
+    ) -> None:
+        """Write down what windows t .. s forget; `held` is what the blocks from `start` on have to keep for later."""
+        if s == t:
+            in_blocks = frozenset[int]().union(*self.blocks.members[start : s + 1])
+            last = self.blocks.last_reader[s]
+            forgotten[last] = forgotten.get(last, frozenset()) | (in_blocks - held)
+            return
+        row = np.array([s])
+        (is_option, which), _ = min(self._again_choices(t - s, row), key=lambda choice: choice[1][0, level])
+        middle = s + 1 if is_option else s + which
+        kept = held | self.waists[middle] | (self.inside[which][s] if is_option else frozenset())
+        saved = self.saved[which, s] if is_option else 0
+        self._walk(middle, t, level - saved - self.new[s, middle], start, kept, forgotten)
+        self._walk(s, middle - 1, level, start, held, forgotten)
+
+    def _first_choices(self, s: int) -> Iterator[tuple[tuple[bool, int], np.ndarray]]:
+        """((True, option) or (False, k), costs of shape (1, levels + 1)) for each way to go on from block s."""
+        for o in range(len(self.inside)):
+            rest = _shifted(self.first[s + 1][None], self.saved[o, s : s + 1] + self.new[s, s + 1])
+            yield (True, o), _where(rest + self.extra_ns[o, s], self.needs[o, s : s + 1])
+        reach = np.zeros(1)
+        for k in range(s + 1, self.count + 1):
+            reach = np.maximum(reach, self.forward[self.least[k - 1], k - 1])
+            rest = _shifted(self.first[k][None], self.new[s : s + 1, k])
+            yield (False, k), _where(rest + self.again[k - 1 - s][s], reach)
+
+    def _again_choices(self, length: int, s: np.ndarray) -> Iterator[tuple[tuple[bool, int], np.ndarray]]:
+        """The same for blocks s .. s + length, for several s at once; (False, j) splits behind j blocks."""
+        if not length:
+            cost = np.repeat(self.extra_ns[self.least[s], s][:, None], self.levels + 1, axis=1)
+            yield (True, -1), _where(cost, self.needs[self.least[s], s])
+            return
+        t = s + length
+        for o in range(len(self.inside)):
+            rest = _shifted(self.again[length - 1][s + 1], self.saved[o, s] + self.new[s, s + 1])
+            cost = rest + (self.rerun_ns[s] + self.extra_ns[o, s])[:, None]
+            needs = np.maximum(self.needs[o, s], self.forward[self.least[s], s] + self.gradients[t])
+            yield (True, o), _where(cost, needs)
+        rerun, reach = np.zeros(len(s)), np.zeros(len(s))
+        for j in range(1, length + 1):
+            rerun = rerun + self.rerun_ns[s + j - 1]
+            reach = np.maximum(reach, self.forward[self.least[s + j - 1], s + j - 1] + self.gradients[t])
+            later = _shifted(self.again[length - j][s + j], self.new[s, s + j])
+            yield (False, j), _where(later + self.again[j - 1][s] + rerun[:, None], reach)
+
+    def _unit(self, peak_bytes: float) -> float:
+        """Bytes of a level: the typical waist is a whole number of them, so that equal blocks add up without error."""
+        waists = [self._new(k - 1, k) for k in range(1, self.count)]
+        typical = float(np.median([w for w in waists if w] or [1]))
+        coarsest, finest = max(1.0, peak_bytes / _LEVELS), max(1.0, peak_bytes / _MOST_LEVELS)
+        return max(finest, typical / math.ceil(typical / coarsest))
+
+    def _new(self, a: int, b: int) -> int:
+        """Bytes that cross behind block b - 1 but not behind block a - 1."""
+        return int(sum(self.problem.size_bytes[v] for v in self.waists[b] - self.waists[a]))
+
+
+def _figures(problem: RematProblem, blocks: Blocks, keep: frozenset[int]) -> _Figures:
+    """Simulate the plan that saves all waists and, inside the blocks, the values of an option."""
+    decisions = decide(problem, keep, blocks.forgotten)
+    program = lay_out(problem, decisions)
+    liveness = simulate(problem, program)
+    block = blocks.block_of[np.array(program.values)]
+    end = program.forward_end
+    crosses = liveness.last_use[:end] >= end
+    held = np.where(crosses, liveness.born[:end], 0)
+    held_per_block = np.bincount(block[:end], weights=held, minlength=blocks.count).astype(np.int64)
+    below = np.concatenate(([0], held_per_block.cumsum()[:-1]))
+    in_waist = np.zeros(len(problem.values), dtype=bool)
+    in_waist[list(frozenset[int]().union(*blocks.crossing))] = True
+    inside = np.where(in_waist[np.array(program.values[:end])], 0, held)
+    windows = _windows(blocks, program)
+    return _Figures(
+        liveness.peak_bytes,
+        np.bincount(block[:end], weights=inside, minlength=blocks.count).astype(np.int64),
+        _extra_ns(problem, blocks, program, windows, decisions),
+        *_needs(program, liveness, windows, block[:end], held, below),
+    )
+
+
+def _windows(blocks: Blocks, program: Program) -> list[range]:
+    """Positions of the window of each block."""
+    end = program.forward_end
+    last = {v: p for p, v in enumerate(program.values) if p >= end and v in blocks.last_reader}
+    windows = [range(0)] * blocks.count
+    start = end
+    for k in reversed(range(blocks.count)):
+        stop = max(start, last.get(blocks.last_reader[k], start - 1) + 1) if k else len(program.values)
+        windows[k] = range(start, stop)
+        start = stop
+    return windows
+
+
+def _needs(
+    program: Program, liveness: Liveness, windows: list[range], block: np.ndarray, held: np.ndarray, below: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Most bytes alive in each window and each block's forward beside what earlier blocks hold; gradients."""
+    end, alive = program.forward_end, liveness.alive_bytes
+    window, forward, gradients = (np.zeros(len(windows), dtype=np.int64) for _ in range(3))
+    for k, positions in enumerate(windows):
+        if positions:
+            window[k] = alive[positions.start : positions.stop].max() - below[k]
+            gradients[k] = alive[positions.start] - held[liveness.last_use[:end] >= positions.start].sum()
+        forward[k] = alive[:end][block == k].max(initial=below[k]) - below[k]
+    return window, forward, np.maximum(gradients, 0)
+
+
+def _extra_ns(
+    problem: RematProblem, blocks: Blocks, program: Program, windows: list[range], decisions: Decisions
+) -> np.ndarray:
+    """Time of what each window runs again, and of what each block writes only to be saved."""
+    repeated_ns = np.array(
+        [
+            problem.values[v].recompute_ns if copy and problem.runs_in_forward[v] else 0
+            for v, copy in zip(program.values, program.copies, strict=True)
+        ]
+    )
+    extra = np.array([repeated_ns[w.start : w.stop].sum() for w in windows], dtype=np.int64)
+    for v in decisions.saved:
+        extra[blocks.block_of[v]] += problem.values[v].save_ns
+    return extra
+
+
+def _rerun_ns(problem: RematProblem, blocks: Blocks, k: int) -> int:
+    """Time to compute what crosses behind block k from what crosses before it."""
+    needed = set(blocks.crossing[k]) & blocks.members[k]
+    total = 0
+    for v in sorted(blocks.members[k], reverse=True):
+        if v in needed:
+            total += problem.values[v].recompute_ns
+            needed.update(problem.values[v].reads)
+    return total
+
+
+def _least(costs: Iterator[np.ndarray]) -> np.ndarray:
+    best = next(costs)
+    for cost in costs:
+        np.minimum(best, cost, out=best)
+    return best
+
+
+def _shifted(costs: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """What a choice costs with that many fewer levels free, for each row."""
+    width = costs.shape[1]
+    shifted = np.full(costs.shape, np.inf)
+    for level in np.unique(levels).tolist():  # most waists are equally wide
+        rows = levels == level
+        shifted[rows, level:] = costs[rows, : max(0, width - level)]
+    return shifted
+
+
+def _where(costs: np.ndarray, needs: np.ndarray) -> np.ndarray:
+    """Costs where that many levels are free, else infinite, for each row; overwrites `costs`."""
+    costs[np.arange(costs.shape[1]) < needs[:, None]] = np.inf
+    return costs

@@ -123,12 +123,16 @@ class _Table:
         # The option that saves least inside a block is what a rerun falls back to.
         self.least = self.saved.argmin(axis=0)
         self.again: list[np.ndarray] = []
+        self.again_choice: list[np.ndarray] = []
         for length in range(self.count):
-            rows = np.arange(self.count - length)
-            self.again.append(_least(cost for _, cost in self._again_choices(length, rows)))
+            cost, choice = _least(self._again_choices(length))
+            self.again.append(cost)
+            self.again_choice.append(choice)
         self.first = [np.zeros(self.levels + 1)] * (self.count + 1)
+        self.first_choice = [np.zeros(self.levels + 1, dtype=np.int16)] * (self.count + 1)
         for s in reversed(range(self.count)):
-            self.first[s] = _least(cost for _, cost in self._first_choices(s))[0]
+            cost, choice = _least(self._first_choices(s))
+            self.first[s], self.first_choice[s] = cost[0], choice[0]
 
     def proposal(self, level: int) -> Proposal:
         """The plan behind `first(0, level)`."""
@@ -136,16 +140,17 @@ class _Table:
         forgotten = self.blocks.forgotten
         s = 0
         while s < self.count:
-            (is_option, which), _ = min(self._first_choices(s), key=lambda choice: choice[1][0, level])
-            if is_option:
+            which = int(self.first_choice[s][level])
+            if which >= 0:
                 keep |= self.inside[which][s] | self.blocks.crossing[s]
                 level -= self.saved[which, s] + self.new[s, s + 1]
                 s += 1
             else:
-                keep |= self.waists[which]
-                self._walk(s, which - 1, level, s, frozenset(), forgotten)
-                level -= self.new[s, which]
-                s = which
+                middle = s - which
+                keep |= self.waists[middle]
+                self._walk(s, middle - 1, level, s, frozenset(), forgotten)
+                level -= self.new[s, middle]
+                s = middle
         return Proposal(frozenset(keep), forgotten)
 
     def _walk(
@@ -157,43 +162,46 @@ class _Table:
             last = self.blocks.last_reader[s]
             forgotten[last] = forgotten.get(last, frozenset()) | (in_blocks - held)
             return
-        row = np.array([s])
-        (is_option, which), _ = min(self._again_choices(t - s, row), key=lambda choice: choice[1][0, level])
-        middle = s + 1 if is_option else s + which
+        which = int(self.again_choice[t - s][s, level])
+        is_option = which >= 0
+        middle = s + 1 if is_option else s - which
         kept = held | self.waists[middle] | (self.inside[which][s] if is_option else frozenset())
         saved = self.saved[which, s] if is_option else 0
         self._walk(middle, t, level - saved - self.new[s, middle], start, kept, forgotten)
         self._walk(s, middle - 1, level, start, held, forgotten)
 
-    def _first_choices(self, s: int) -> Iterator[tuple[tuple[bool, int], np.ndarray]]:
-        """((True, option) or (False, k), costs of shape (1, levels + 1)) for each way to go on from block s."""
+    def _first_choices(self, s: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Ways to go on from block s and their costs, of shape (1, levels + 1).
+
+        A way is an option, or -j to checkpoint behind the next j blocks.
+        """
         for o in range(len(self.inside)):
             rest = _shifted(self.first[s + 1][None], self.saved[o, s : s + 1] + self.new[s, s + 1])
-            yield (True, o), _where(rest + self.extra_ns[o, s], self.needs[o, s : s + 1])
+            yield o, _where(rest + self.extra_ns[o, s], self.needs[o, s : s + 1])
         reach = np.zeros(1)
         for k in range(s + 1, self.count + 1):
             reach = np.maximum(reach, self.forward[self.least[k - 1], k - 1])
             rest = _shifted(self.first[k][None], self.new[s : s + 1, k])
-            yield (False, k), _where(rest + self.again[k - 1 - s][s], reach)
+            yield s - k, _where(rest + self.again[k - 1 - s][s], reach)
 
-    def _again_choices(self, length: int, s: np.ndarray) -> Iterator[tuple[tuple[bool, int], np.ndarray]]:
-        """The same for blocks s .. s + length, for several s at once; (False, j) splits behind j blocks."""
+    def _again_choices(self, length: int) -> Iterator[tuple[int, np.ndarray]]:
+        """The same for blocks s .. s + length, for all s at once."""
+        s = np.arange(self.count - length)
         if not length:
             cost = np.repeat(self.extra_ns[self.least[s], s][:, None], self.levels + 1, axis=1)
-            yield (True, -1), _where(cost, self.needs[self.least[s], s])
+            yield 0, _where(cost, self.needs[self.least[s], s])
             return
         t = s + length
         for o in range(len(self.inside)):
             rest = _shifted(self.again[length - 1][s + 1], self.saved[o, s] + self.new[s, s + 1])
             cost = rest + (self.rerun_ns[s] + self.extra_ns[o, s])[:, None]
-            needs = np.maximum(self.needs[o, s], self.forward[self.least[s], s] + self.gradients[t])
-            yield (True, o), _where(cost, needs)
+            yield o, _where(cost, np.maximum(self.needs[o, s], self.forward[self.least[s], s] + self.gradients[t]))
         rerun, reach = np.zeros(len(s)), np.zeros(len(s))
         for j in range(1, length + 1):
             rerun = rerun + self.rerun_ns[s + j - 1]
             reach = np.maximum(reach, self.forward[self.least[s + j - 1], s + j - 1] + self.gradients[t])
             later = _shifted(self.again[length - j][s + j], self.new[s, s + j])
-            yield (False, j), _where(later + self.again[j - 1][s] + rerun[:, None], reach)
+            yield -j, _where(later + self.again[j - 1][s] + rerun[:, None], reach)
 
     def _unit(self, peak_bytes: float) -> float:
         """Bytes of a level: the typical waist is a whole number of them, so that equal blocks add up without error."""
@@ -284,18 +292,22 @@ def _rerun_ns(problem: RematProblem, blocks: Blocks, k: int) -> int:
     return total
 
 
-def _least(costs: Iterator[np.ndarray]) -> np.ndarray:
-    best = next(costs)
-    for cost in costs:
-        np.minimum(best, cost, out=best)
-    return best
+def _least(choices: Iterator[tuple[int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """The least of all costs, and the first way to reach it."""
+    way, best = next(choices)
+    chosen = np.full(best.shape, way, dtype=np.int16)
+    for way, cost in choices:
+        better = cost < best
+        np.copyto(best, cost, where=better)
+        chosen[better] = way
+    return best, chosen
 
 
 def _shifted(costs: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """What a choice costs with that many fewer levels free, for each row."""
     width = costs.shape[1]
     shifted = np.full(costs.shape, np.inf)
-    for level in np.unique(levels).tolist():  # most waists are equally wide
+    for level in set(levels.tolist()):  # most waists are equally wide, so there are few
         rows = levels == level
         shifted[rows, level:] = costs[rows, : max(0, width - level)]
     return shifted

@@ -14,6 +14,7 @@ Source: torch/_inductor/lowering.py, ir.py (`StorageBox.mark_reuse`), scheduler.
 of torch 2.13.
 """
 
+from bisect import bisect_left, insort
 from dataclasses import dataclass
 
 from remat_pass.problem import Kind, RematProblem
@@ -43,37 +44,41 @@ def unfused_kernels(program: Program) -> Kernels:
 
 
 def fused_kernels(problem: RematProblem, program: Program) -> Kernels:
-    """The kernels of the module docstring. Linear in steps, up to the number of kernels that load one value."""
+    """The kernels of the module docstring. Linear in steps, apart from a search among the kernels that load a value."""
     values, steps = problem.values, program.values
     exists = _exists(problem, program)
     sources = _loaded(problem, program, exists)
     runs_at = list(range(len(steps)))
     is_loop = [values[v].kind in _LOOPS for v in steps]
     sizes = [values[v].size.hint for v in steps]
-    loops_on: list[list[int]] = [[] for _ in steps]
-    extent = [0] * len(steps)
+    # Of each storage, by extent, when the kernels run that load or write it, in order.
+    moments: list[dict[int, list[int]]] = [{} for _ in steps]
+    loads_at: dict[tuple[int, int], int] = {}
     for p, loaded in enumerate(sources):
         if not (is_loop[p] and exists[p]):
             continue
         begin = program.forward_end if p >= program.forward_end else 0
-        ready, reach = begin, sizes[p]
+        ready, extent = begin, sizes[p]
         for s in loaded:
-            reach = max(reach, sizes[s])
+            extent = max(extent, sizes[s])
             if s >= begin:
                 ready = max(ready, runs_at[s] if is_loop[s] else s + 1)
-        extent[p] = reach
         best = p
         for s in loaded:
-            for k in (*loops_on[s], s) if is_loop[s] else loops_on[s]:
-                if extent[k] == reach and ready <= runs_at[k] < best:
-                    best = runs_at[k]
-            loops_on[s].append(p)
+            same = moments[s].get(extent, ())
+            first = bisect_left(same, ready)
+            if first < len(same):
+                best = min(best, same[first])
         runs_at[p] = best
-    return Kernels(exists, runs_at, _overwrites(program, sources, loops_on, runs_at))
+        insort(moments[p].setdefault(extent, []), best)
+        for s in loaded:
+            insort(moments[s].setdefault(extent, []), best)
+            loads_at[s, best] = loads_at.get((s, best), 0) + 1
+    return Kernels(exists, runs_at, _overwrites(program, sources, loads_at, runs_at))
 
 
 def _overwrites(
-    program: Program, sources: list[tuple[int, ...]], loops_on: list[list[int]], runs_at: list[int]
+    program: Program, sources: list[tuple[int, ...]], loads_at: dict[tuple[int, int], int], runs_at: list[int]
 ) -> list[tuple[int, int]]:
     """At most one old value per new one: the first that no other kernel of the same moment reads."""
     pairs: list[tuple[int, int]] = []
@@ -83,7 +88,7 @@ def _overwrites(
         for s in loaded:
             if s < begin or s in taken or runs_at[s] >= runs_at[p]:
                 continue
-            if [k for k in loops_on[s] if runs_at[k] == runs_at[p]] == [p]:
+            if loads_at.get((s, runs_at[p])) == 1:
                 taken.add(s)
                 pairs.append((p, s))
                 break
@@ -110,23 +115,26 @@ def _loaded(problem: RematProblem, program: Program, exists: list[bool]) -> list
 
 def _exists(problem: RematProblem, program: Program) -> list[bool]:
     """Which steps write memory, where pointwise values may be computed inside their readers instead."""
-    values, steps, reads = problem.values, program.values, program.reads
+    values, steps = problem.values, program.values
+    reads = _reads_through_views(problem, program)
     must = [False] * len(steps)
     for p in (*program.saved, *program.returned, *program.output_positions(problem)):
-        _mark(problem, program, p, must)
+        for r in reads[p] if values[steps[p]].kind is Kind.VIEW else (p,):
+            must[r] = True
     readers = [0] * len(steps)
     for p, v in enumerate(steps):
+        if values[v].kind is Kind.VIEW:
+            continue
         forces = values[v].kind not in _FUSING_READERS
         for r in reads[p]:
             readers[r] += 1
-            if forces:
-                _mark(problem, program, r, must)
+            must[r] = must[r] or forces
     loads: list[int] = []
     exists: list[bool] = []
     for p, v in enumerate(steps):
         if values[v].kind is not Kind.POINTWISE or must[p]:
             exists.append(True)
-            loads.append(loads[reads[p][0]] if values[v].kind is Kind.VIEW and reads[p] else 1)
+            loads.append(1)
             continue
         count = sum(loads[r] for r in reads[p])
         realized = readers[p] > 1 and count > _REALIZE_READS
@@ -135,11 +143,15 @@ def _exists(problem: RematProblem, program: Program) -> list[bool]:
     return exists
 
 
-def _mark(problem: RematProblem, program: Program, position: int, must: list[bool]) -> None:
-    """Mark a step, or the one whose storage it shares, as needed in memory."""
-    pending = [position]
-    while pending:
-        p = pending.pop()
-        held = problem.values[program.values[p]].holds
-        must[p] = True
-        pending += [r for r in program.reads[p] if program.values[r] in held and not must[r]]
+def _reads_through_views(problem: RematProblem, program: Program) -> list[list[int]]:
+    """For every step the positions it reads, where views stand for what they show."""
+    values, steps = problem.values, program.values
+    is_view = [values[v].kind is Kind.VIEW for v in steps]
+    through: list[list[int]] = []
+    for reads in program.reads:
+        if any(is_view[r] for r in reads):
+            found = dict.fromkeys(q for r in reads for q in (through[r] if is_view[r] else (r,)))
+            through.append(list(found))
+        else:
+            through.append(reads)
+    return through

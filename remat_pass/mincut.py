@@ -21,7 +21,9 @@ Source: Boykov and Kolmogorov, "An experimental comparison of min-cut/max-flow a
 labelling to cuts; the split of save and recompute arcs is ours.
 """
 
+import math
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -46,21 +48,60 @@ def cheapest_saved_set(
     Returns:
         The saved values, inputs left out. Feed it to `schedule.decide`.
     """
+    return cheapest_saved_sets(problem, [price_ns_per_byte], forced=forced, honour_wishes=honour_wishes)[0]
+
+
+def cheapest_saved_sets(
+    problem: RematProblem, prices_ns_per_byte: list[float], *, forced: Collection[int] = (), honour_wishes: bool = True
+) -> list[frozenset[int]]:
+    """The same for several prices, in their order; the network is built once."""
     relevant = _relevant(problem)
     if not relevant:
-        return frozenset()
+        return [frozenset() for _ in prices_ns_per_byte]
+    network = _network(problem, relevant, forced, honour_wishes)
+    savable = np.array([not problem.values[v].is_input and problem.values[v].cannot_save is None for v in relevant])
+    sets = []
+    for price in prices_ns_per_byte:
+        on_sink_side = network.sink_side(price)
+        inner, outer = on_sink_side[0:-2:2], on_sink_side[1:-2:2]
+        sets.append(frozenset(relevant[k] for k in np.flatnonzero(outer & ~inner & savable).tolist()))
+    return sets
+
+
+@dataclass(frozen=True)
+class _Network:
+    """Arcs of the module docstring; arrays of shape (arcs,). v_in of the k-th value is vertex 2k, v_out 2k + 1."""
+
+    vertices: int
+    tails: np.ndarray
+    heads: np.ndarray
+    capacity_ns: np.ndarray
+    """Infinite where the arc is uncuttable."""
+    priced_bytes: np.ndarray
+    """To be added to the capacity at the price of memory."""
+
+    def sink_side(self, price_ns_per_byte: float) -> np.ndarray:
+        """Vertices that still reach the sink in the residual graph of a maximum flow; shape (vertices,), bool."""
+        capacity = self.capacity_ns + price_ns_per_byte * self.priced_bytes
+        used = capacity > 0
+        scaled = _scale(capacity[used])
+        shape = (self.vertices, self.vertices)
+        network = csr_matrix((scaled, (self.tails[used], self.heads[used])), shape=shape, dtype=np.int32)
+        source, sink = self.vertices - 2, self.vertices - 1
+        result = maximum_flow(network, source, sink)
+        assert result.flow_value < scaled.max(), "some value that backward needs can be neither saved nor recomputed"
+        residual = network - result.flow
+        residual.data = np.where(residual.data > 0, 1, 0)
+        residual.eliminate_zeros()
+        reached = np.zeros(self.vertices, dtype=bool)
+        reached[breadth_first_order(residual.T.tocsr(), sink, return_predecessors=False)] = True
+        return reached
+
+
+def _network(problem: RematProblem, relevant: list[int], forced: Collection[int], honour_wishes: bool) -> _Network:
     vertex = {v: i for i, v in enumerate(relevant)}
     source, sink = 2 * len(relevant), 2 * len(relevant) + 1
-    tails: list[int] = []
-    heads: list[int] = []
-    capacities: list[float | None] = []
-
-    def arc(tail: int, head: int, capacity: float | None) -> None:
-        if capacity is None or capacity > 0:
-            tails.append(tail)
-            heads.append(head)
-            capacities.append(capacity)
-
+    arcs: list[tuple[int, int, float, int]] = []
     for v in relevant:
         value, inner, outer = problem.values[v], 2 * vertex[v], 2 * vertex[v] + 1
         wish = value.wish if honour_wishes else None
@@ -68,27 +109,21 @@ def cheapest_saved_set(
             wish = None
         is_forced = (v in forced and wish != "recompute") or wish == "save"
         if value.is_input or value.cannot_recompute or is_forced:
-            arc(source, inner, None)
+            arcs.append((source, inner, math.inf, 0))
         else:
-            arc(source, inner, _recompute_price(problem, v))
+            arcs.append((source, inner, _recompute_price(problem, v), 0))
         if value.cannot_save is not None:
-            arc(inner, outer, None)
+            arcs.append((inner, outer, math.inf, 0))
         elif not value.is_input and not is_forced:
-            arc(inner, outer, value.save_ns + price_ns_per_byte * value.size.hint)
-        for read in value.reads:
-            arc(2 * vertex[read] + 1, inner, None)
+            arcs.append((inner, outer, value.save_ns, value.size.hint))
+        arcs += [(2 * vertex[read] + 1, inner, math.inf, 0) for read in value.reads]
         if wish == "recompute" and not value.is_input and not value.cannot_recompute:
-            arc(inner, sink, None)
+            arcs.append((inner, sink, math.inf, 0))
         if v in problem.read_in_backward:
-            arc(outer, sink, None)
-    on_sink_side = _sink_side(tails, heads, capacities, source, sink)
-    return frozenset(
-        v
-        for v in relevant
-        if on_sink_side[2 * vertex[v] + 1]
-        and not on_sink_side[2 * vertex[v]]
-        and not problem.values[v].is_input
-        and problem.values[v].cannot_save is None
+            arcs.append((outer, sink, math.inf, 0))
+    tails, heads, capacity_ns, priced_bytes = zip(*arcs, strict=True)
+    return _Network(
+        sink + 1, np.array(tails), np.array(heads), np.array(capacity_ns, dtype=float), np.array(priced_bytes)
     )
 
 
@@ -109,28 +144,11 @@ def _relevant(problem: RematProblem) -> list[int]:
     return [i for i, n in enumerate(needed) if n]
 
 
-def _sink_side(
-    tails: list[int], heads: list[int], capacities: list[float | None], source: int, sink: int
-) -> np.ndarray:
-    """Vertices that still reach the sink in the residual graph of a maximum flow; shape (vertices,), bool."""
-    size = sink + 1
-    scaled = _scale(capacities)
-    network = csr_matrix((scaled, (tails, heads)), shape=(size, size), dtype=np.int32)
-    network.sum_duplicates()
-    result = maximum_flow(network, source, sink)
-    assert result.flow_value < scaled.max(), "some value that backward needs can be neither saved nor recomputed"
-    residual = network - result.flow
-    residual.data = np.where(residual.data > 0, 1, 0)
-    residual.eliminate_zeros()
-    reached = np.zeros(size, dtype=bool)
-    reached[breadth_first_order(residual.T.tocsr(), sink, return_predecessors=False)] = True
-    return reached
-
-
-def _scale(capacities: list[float | None]) -> np.ndarray:
-    """Integers in proportion to the capacities, none of them 0; None becomes more than all the others together."""
-    finite = np.array([0.0 if c is None else c for c in capacities])
-    factor = (_CAPACITY_LIMIT - len(capacities)) / finite.sum() if finite.any() else 1.0
+def _scale(capacity: np.ndarray) -> np.ndarray:
+    """Integers in proportion to the capacities, none of them 0; infinity becomes more than all the others together."""
+    cuttable = np.isfinite(capacity)
+    finite = np.where(cuttable, capacity, 0.0)
+    factor = (_CAPACITY_LIMIT - len(capacity)) / finite.sum() if finite.any() else 1.0
     scaled = np.maximum(np.floor(finite * min(factor, 1e6)), np.where(finite > 0, 1, 0)).astype(np.int64)
     uncuttable = int(scaled.sum()) + 1
-    return np.where([c is None for c in capacities], uncuttable, scaled).astype(np.int32)
+    return np.where(cuttable, scaled, uncuttable).astype(np.int32)

@@ -153,6 +153,7 @@ def _report(
         plan_json=dump_plan(problem, plan),
         forward_graph=graphs.forward,
         backward_graph=graphs.backward,
+        problem=problem,
     )
 
 

@@ -191,6 +191,11 @@ class RematProblem:
         return tuple(i for i, v in enumerate(self.values) if not v.needs_tangent)
 
     @cached_property
+    def forward_layouts(self) -> dict[tuple[int, ...], tuple[list[int], list[list[int]], dict[int, int]]]:
+        """Layouts of forward that `schedule` has made, by what it runs beside what it must."""
+        return {}
+
+    @cached_property
     def inputs(self) -> frozenset[int]:
         """Values that are there before forward runs."""
         return frozenset(i for i, v in enumerate(self.values) if v.is_input)

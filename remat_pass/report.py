@@ -78,6 +78,8 @@ class RematReport:
     forward_graph: fx.GraphModule | None = field(default=None, compare=False, repr=False)
     """The graph handed to the lowering; None if the report came back from a warm cache."""
     backward_graph: fx.GraphModule | None = field(default=None, compare=False, repr=False)
+    problem: RematProblem | None = field(default=None, compare=False, repr=False)
+    """What the planner knew about the graph, for `optimality_gap`; None if the report came back from a warm cache."""
 
     @property
     def headline(self) -> str:
@@ -97,7 +99,7 @@ class RematReport:
 
     def to_json(self) -> str:
         """All but the graphs."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.name.endswith("_graph")}
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NOT_IN_JSON}
         fields["peak"] = dataclasses.asdict(self.peak)
         fields["decisions"] = [dataclasses.asdict(d) for d in self.decisions]
         return json.dumps(fields, indent=1)
@@ -129,6 +131,8 @@ class RematReport:
             (folder / name).write_text(text)
         return folder
 
+
+_NOT_IN_JSON = frozenset({"forward_graph", "backward_graph", "problem"})
 
 _reports: list[RematReport] = []
 _lock = threading.Lock()

@@ -82,40 +82,37 @@ def decide(
 def lay_out(problem: RematProblem, decisions: Decisions) -> Program:
     """The execution order of the module docstring."""
     values = problem.values
-    order = _forward_values(problem, decisions)
+    order, reads, positions = _forward(problem, decisions)
     begin = len(order)
-    positions = {v: p for p, v in enumerate(order)}
-    reads = [[positions[r] for r in values[v].reads if r in positions] for v in order]
     saved = [positions[s] for s in decisions.saved if s in positions]
     # From here on a recomputed value means the backward copy that is there, if any.
     positions = {s: positions[s] for s in decisions.saved if s in positions}
-    recomputed = set(decisions.recomputed)
     made = dict.fromkeys(decisions.recomputed, 0)
     copies = [0] * begin
 
-    def run(v: int) -> None:
-        reads.append([positions[r] for r in values[v].reads if r in positions])
-        positions[v] = len(order)
-        order.append(v)
-        copies.append(made.get(v, 0))
-
-    def recompute(wanted: Iterable[int]) -> None:
-        for v in _missing(problem, wanted, recomputed, positions):
+    def absent(wanted: Iterable[int]) -> list[int]:
+        missing = [r for r in wanted if r in made and r not in positions]
+        steps = _with_origins(problem, missing, made, positions) if missing else []
+        for v in steps:
             made[v] += 1
-            run(v)
+        return steps
 
-    for v in problem.tangents:
-        run(v)
+    def run(steps: Iterable[int]) -> None:
+        for v in steps:
+            reads.append([positions[r] for r in values[v].reads if r in positions])
+            positions[v] = len(order)
+            order.append(v)
+            copies.append(made.get(v, 0))
+
+    run(problem.tangents)
     for v in problem.runs_in_backward:
-        if any(r in recomputed and r not in positions for r in values[v].reads):
-            recompute(values[v].reads)
-        run(v)
-        for forgotten in decisions.forgotten.get(v, ()):
-            if forgotten in recomputed and forgotten not in problem.drawn:
-                positions.pop(forgotten, None)
-                if values[forgotten].kind is Kind.PART:  # comes with its op, whenever that runs
-                    positions.pop(values[forgotten].reads[0], None)
-    recompute(problem.gradients)
+        run((*absent(values[v].reads), v))
+        for u in decisions.forgotten.get(v, ()):
+            if u in made and u not in problem.drawn:
+                positions.pop(u, None)
+                if values[u].kind is Kind.PART:  # comes with its op, whenever that runs
+                    positions.pop(values[u].reads[0], None)
+    run(absent(problem.gradients))
     returned = [positions[g] for g in problem.gradients if g in positions]
     return Program(order, reads, copies, begin, saved, returned)
 
@@ -180,31 +177,43 @@ def repeats(program: Program) -> dict[int, int]:
     return counts
 
 
-def _forward_values(problem: RematProblem, decisions: Decisions) -> list[int]:
-    values, inputs, must = problem.values, problem.inputs, problem.runs_in_forward
-    needed = set(decisions.saved)
-    steps = []
-    for i in reversed(problem.forward_values):
-        if (must[i] or i in needed) and i not in inputs:
-            steps.append(i)
-            if not must[i]:
-                needed.update(values[i].reads)
-    steps.reverse()
-    return steps
+def _forward(problem: RematProblem, decisions: Decisions) -> tuple[list[int], list[list[int]], dict[int, int]]:
+    """Steps of forward, what they read, and where each value is; fresh outer lists, shared inner ones."""
+    must = problem.runs_in_forward
+    more = tuple(s for s in decisions.saved if not must[s] and s not in problem.inputs)
+    known = problem.forward_layouts
+    if more not in known:
+        values, needed = problem.values, set(more)
+        for i in sorted(more, reverse=True):
+            needed.update(_origins(problem, i))
+        order = [i for i in problem.forward_values if (must[i] or i in needed) and i not in problem.inputs]
+        positions = {v: p for p, v in enumerate(order)}
+        known[more] = order, [[positions[r] for r in values[v].reads if r in positions] for v in order], positions
+    order, reads, positions = known[more]
+    return list(order), list(reads), positions
 
 
-def _missing(
-    problem: RematProblem, wanted: Iterable[int], recomputed: Collection[int], present: Collection[int]
-) -> list[int]:
-    """The recomputed values that the wanted ones are computed from and that are not there, in joint-graph order."""
-    values = problem.values
-    missing: set[int] = set()
-    pending = [r for r in wanted if r in recomputed and r not in present]
+def _origins(problem: RematProblem, v: int) -> set[int]:
+    """What a value that forward need not run is computed from."""
+    origins: set[int] = set()
+    pending = [v]
     while pending:
-        v = pending.pop()
-        if v in missing:
-            continue
-        missing.add(v)
-        pending += [r for r in values[v].reads if r in recomputed and r not in present]
-        pending += [part for part in problem.parts.get(v, ()) if part in recomputed and part not in present]
+        new = [r for r in problem.values[pending.pop()].reads if r not in origins and not problem.runs_in_forward[r]]
+        origins.update(new)
+        pending += new
+    return origins
+
+
+def _with_origins(
+    problem: RematProblem, wanted: list[int], recomputed: Collection[int], present: Collection[int]
+) -> list[int]:
+    """The wanted values and what they are computed from, as far as it is not there, in joint-graph order."""
+    values, parts = problem.values, problem.parts
+    missing = set(wanted)
+    while wanted:
+        v = wanted.pop()
+        for r in (*values[v].reads, *parts.get(v, ())):
+            if r in recomputed and r not in missing and r not in present:
+                missing.add(r)
+                wanted.append(r)
     return sorted(missing)

@@ -15,11 +15,13 @@ are broken by peak, then by order of generation; nothing iterates over a set.
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from remat_pass.chain import Proposal, propose
+from remat_pass.contract import Contracted, contract
 from remat_pass.liveness import Liveness, simulate
-from remat_pass.mincut import cheapest_saved_set
+from remat_pass.mincut import cheapest_saved_sets
 from remat_pass.problem import RematProblem
 from remat_pass.schedule import Decisions, Program, added_ns, decide, lay_out, repeats
 from remat_pass.waists import (
@@ -41,19 +43,25 @@ _STRIDES = (1, 2, 4)
 _MOST_PROPOSALS = 48
 _MIX_ROUNDS = 3
 _MIX_POSITIONS = 24
-_STEPS_TO_SIMULATE = 1_500_000
-"""Effort of mixing: candidates times graph size. Keeps planning in seconds for graphs of any size."""
-_STEPS_TO_REFINE = 150_000
+_STEPS_TO_SIMULATE = 1_000_000
+"""Effort of planning: candidates times graph size, after cuts and chains. Keeps planning in seconds for any graph."""
+_FUSED_EFFORT = 3
+"""How much longer it takes to simulate a step where the lowering fuses."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Candidate:
     """One way to plan a graph, judged by simulation."""
 
     proposal: Proposal
-    decisions: Decisions
     peak_bytes: int
     recompute_ns: int
+    problem: RematProblem = field(repr=False, compare=False)
+
+    @cached_property
+    def decisions(self) -> Decisions:
+        """What it saves and recomputes."""
+        return decide(self.problem, self.proposal.keep, self.proposal.forgotten)
 
 
 def frontier(
@@ -69,20 +77,37 @@ def frontier(
     Returns:
         Candidates by falling peak and rising recompute time, the fastest first, none dominated by another.
     """
+    small = contract(problem)
+    within = {v: i for i, v in enumerate(small.original)}
+    found = _frontier(
+        small.problem, [frozenset(within[v] for v in keep if v in within) for keep in extra], honour_wishes
+    )
+    return tuple(Candidate(_expanded(small, c.proposal), c.peak_bytes, c.recompute_ns, problem) for c in found)
+
+
+def _expanded(small: Contracted, proposal: Proposal) -> Proposal:
+    forgotten = {
+        small.original[reader]: small.expand(values, with_views=True) for reader, values in proposal.forgotten.items()
+    }
+    return Proposal(small.expand(proposal.keep), forgotten)
+
+
+def _frontier(problem: RematProblem, extra: list[frozenset[int]], honour_wishes: bool) -> tuple[Candidate, ...]:
     judge = _Judge(problem, honour_wishes)
     prices = _prices(problem)
     everything = _everything(problem)
-    cuts = [cheapest_saved_set(problem, price, honour_wishes=honour_wishes) for price in prices]
-    for keep in (everything, *extra, *cuts):
+    for keep in (everything, *extra, *cheapest_saved_sets(problem, prices, honour_wishes=honour_wishes)):
         judge.add(Proposal(keep))
     for blocks in _chains(problem):
         waists = frozenset[int]().union(*blocks.crossing)
-        forced = [cheapest_saved_set(problem, price, forced=waists, honour_wishes=honour_wishes) for price in prices]
-        for proposal in propose(problem, blocks, list(dict.fromkeys([everything, *forced])), _MOST_PROPOSALS):
+        forced = cheapest_saved_sets(problem, prices, forced=waists, honour_wishes=honour_wishes)
+        count = min(_MOST_PROPOSALS, 12 + judge.effort // (32 * judge.cost))
+        for proposal in propose(problem, blocks, list(dict.fromkeys([everything, *forced])), count):
             judge.add(proposal)
     for _ in range(_MIX_ROUNDS):
-        for proposal in list(_mixes(problem, judge.frontier())):
-            judge.add(proposal)
+        share = judge.effort // (2 * _MIX_ROUNDS)
+        for proposal in list(_mixes(problem, judge.frontier(), share // judge.cost)):
+            judge.spend(proposal)
     for candidate in judge.frontier():
         judge.fill(candidate)
     judge.refine()
@@ -104,7 +129,7 @@ def _simulated(problem: RematProblem, proposal: Proposal) -> tuple[Candidate, Pr
     program = lay_out(problem, decisions)
     liveness = simulate(problem, program)
     recompute_ns = added_ns(problem, decisions.saved, repeats(program))
-    return Candidate(proposal, decisions, liveness.peak_bytes, recompute_ns), program, liveness
+    return Candidate(proposal, liveness.peak_bytes, recompute_ns, problem), program, liveness
 
 
 class _Judge:
@@ -119,6 +144,8 @@ class _Judge:
             self.wish_recompute = frozenset(i for i, v in enumerate(problem.values) if v.wish == "recompute")
         self.seen: set[object] = set()
         self.candidates: list[Candidate] = []
+        self.effort = _STEPS_TO_SIMULATE
+        self.cost = max(1, len(problem.values)) * (_FUSED_EFFORT if problem.fuses else 1)
 
     def add(self, proposal: Proposal) -> Candidate | None:
         keep = (proposal.keep | self.wish_save) - self.wish_recompute
@@ -130,6 +157,13 @@ class _Judge:
         self.candidates.append(evaluate(self.problem, proposal))
         return self.candidates[-1]
 
+    def spend(self, proposal: Proposal) -> Candidate | None:
+        """Judge a proposal if there is effort left for it."""
+        if self.effort < self.cost:
+            return None
+        self.effort -= self.cost
+        return self.add(proposal)
+
     def frontier(self) -> tuple[Candidate, ...]:
         best: list[Candidate] = []
         for candidate in sorted(self.candidates, key=lambda c: (c.recompute_ns, c.peak_bytes)):
@@ -139,31 +173,27 @@ class _Judge:
 
     def fill(self, candidate: Candidate) -> None:
         """Save more of what a candidate recomputes, as long as its peak stays."""
+        if self.effort < self.cost:
+            return
+        self.effort -= self.cost
         _, program, liveness = _simulated(self.problem, candidate.proposal)
         more = _fits_below_peak(self.problem, program, liveness)
-        for _ in range(3):
-            if not more:
-                return
-            filled = self.add(Proposal(candidate.proposal.keep | frozenset(more), candidate.proposal.forgotten))
+        while more:
+            filled = self.spend(Proposal(candidate.proposal.keep | frozenset(more), candidate.proposal.forgotten))
             if filled is None or filled.peak_bytes <= candidate.peak_bytes:
                 return
             more = more[: len(more) // 2]
 
     def refine(self) -> None:
-        """Change single decisions of the frontier, as long as that makes it better and the graph is small."""
-        effort = _STEPS_TO_REFINE
+        """Change single decisions of the frontier, as long as that makes it better and there is effort left."""
         tried: set[int] = set()
-        while True:
-            fresh = [c for c in self.frontier() if id(c) not in tried]
-            if not fresh:
-                return
+        while fresh := [c for c in self.frontier() if id(c) not in tried]:
             for candidate in fresh:
                 tried.add(id(candidate))
                 for proposal in _single_changes(self.problem, candidate):
-                    effort -= len(self.problem.values)
-                    if effort < 0:
+                    if self.effort < self.cost:
                         return
-                    self.add(proposal)
+                    self.spend(proposal)
 
 
 def _everything(problem: RematProblem) -> frozenset[int]:
@@ -199,19 +229,18 @@ def _prices(problem: RematProblem) -> list[float]:
     return [low * 1e-3, *(low * step**i for i in range(_PRICES))]
 
 
-def _mixes(problem: RematProblem, candidates: tuple[Candidate, ...]) -> Iterator[Proposal]:
+def _mixes(problem: RematProblem, candidates: tuple[Candidate, ...], effort: int) -> Iterator[Proposal]:
     """Neighbours on the frontier, and neighbours but one, mixed at evenly spaced positions both ways round."""
     forward = [i for i in range(len(problem.values)) if problem.runs_in_forward[i]]
     if len(candidates) < 2 or not forward:
         return
     pairs = [(i, i + d) for d in (1, 2) for i in range(len(candidates) - d)]
-    effort = max(1, _STEPS_TO_SIMULATE // (_MIX_ROUNDS * len(problem.values)))
     spread = candidates[0].peak_bytes - candidates[-1].peak_bytes
     # Wide gaps first: where the frontier is already dense, mixing adds nothing a user would notice.
     pairs.sort(key=lambda p: (candidates[p[1]].peak_bytes - candidates[p[0]].peak_bytes, p))
     pairs = [(i, j) for i, j in pairs if candidates[i].peak_bytes - candidates[j].peak_bytes > spread / 100]
     positions = min(_MIX_POSITIONS, max(4, math.ceil(effort / max(1, 2 * len(pairs)))))
-    for i, j in pairs[: max(1, effort // (2 * positions))]:
+    for i, j in pairs[: effort // (2 * positions)]:
         for k in range(1, positions):
             at = forward[len(forward) * k // positions]
             yield _mixed(candidates[i].proposal, candidates[j].proposal, at)

@@ -3,9 +3,9 @@
     python -m benchmarks.peaks             # prints a Markdown table per model
     python -m benchmarks.peaks --inductor  # the Llama-style model under Inductor, down to its least peak
 
-The models are the 8-layer Llama-style one (width 256, hidden 704, 4 heads, vocabulary 512, batch 2 x 512 tokens) and
-that of https://github.com/pytorch/pytorch/issues/197838 (HF Llama, 32 layers, batch 2 x 1024), both fp32. Peaks are of
-forward plus backward with `.grad` None before, so returned gradients count once.
+The models are "llama" and "deep_llama" of `benchmarks.contest.models`, the latter that of
+https://github.com/pytorch/pytorch/issues/197838, both fp32. Peaks are of forward plus backward with `.grad` None
+before, so returned gradients count once.
 """
 
 import argparse
@@ -16,40 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import remat_pass
-from benchmarks.models import Llama, LlamaConfig
+from benchmarks.contest.models import MODELS
 
 LLAMA_FRACTIONS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3)
 DEEP_FRACTIONS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.175, 0.15, 0.125, 0.115)
-
-
-class SummedHiddenState(nn.Module):
-    """An HF model whose loss is the sum of its last hidden state, as in pytorch#197838."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """The loss for token ids (batch, length)."""
-        return self.model(input_ids=ids).last_hidden_state.sum()
-
-
-def llama_style() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """The 8-layer model and its batch."""
-    torch.manual_seed(0)
-    model = Llama(LlamaConfig(vocabulary=512, layers=8, width=256, hidden=704, heads=4, context=512))
-    return model, (torch.randint(0, 512, (2, 512)), torch.randint(0, 512, (2, 512)))
-
-
-def deep_llama() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """The model of pytorch#197838 and its batch."""
-    from transformers import LlamaConfig as HfConfig
-    from transformers import LlamaModel
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 32, "vocab_size": 1000}
-    model = LlamaModel(HfConfig(**sizes, num_attention_heads=8, num_key_value_heads=8, use_cache=False))
-    return SummedHiddenState(model), (torch.randint(0, 1000, (2, 1024)),)
 
 
 def gradients_and_peak(step: Callable[..., Tensor], model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[list, int]:
@@ -98,10 +68,10 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)
     if arguments.inductor:
-        table("Llama-style, 8 layers", *llama_style(), (1.0, 0.6, 0.5, 0.01), "inductor")
+        table("Llama-style, 8 layers", *MODELS["llama"].build(), (1.0, 0.6, 0.5, 0.01), "inductor")
         return
-    table("Llama-style, 8 layers", *llama_style(), LLAMA_FRACTIONS, "eager")
-    table("pytorch#197838, 32 layers", *deep_llama(), DEEP_FRACTIONS, "eager")
+    table("Llama-style, 8 layers", *MODELS["llama"].build(), LLAMA_FRACTIONS, "eager")
+    table("pytorch#197838, 32 layers", *MODELS["deep_llama"].build(), DEEP_FRACTIONS, "eager")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contest.readme import replace_block
 from benchmarks.demo_results import mib
 
 BEGIN, END = "<!-- demo:begin -->", "<!-- demo:end -->"
@@ -33,19 +34,7 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, default=_ROOT / "README.md")
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text())
-    arguments.readme.write_text(replace_block(arguments.readme.read_text(), block(results)))
-
-
-def replace_block(text: str, content: str) -> str:
-    """The text with `content` between the markers.
-
-    Raises:
-        ValueError: The text does not have each marker once, in order.
-    """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"the README needs one {BEGIN} and one {END} after it")
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n{content}\n{END}{rest.partition(END)[2]}"
+    arguments.readme.write_text(replace_block(arguments.readme.read_text(), block(results), BEGIN, END))
 
 
 def block(results: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         RematWarning,
         VerificationError,
     )
+    from remat_pass.gap import OptimalityGap, optimality_gap
     from remat_pass.lower import partitioner
     from remat_pass.measure import MemoryTimeline, measure_peak_bytes, memory_timeline
     from remat_pass.options import set_default_options
@@ -27,6 +28,7 @@ _HOMES = {
     "InfeasibleBudgetError": "errors",
     "MeasurementError": "errors",
     "MemoryTimeline": "measure",
+    "OptimalityGap": "gap",
     "OptionError": "errors",
     "PlanError": "errors",
     "RematError": "errors",
@@ -37,6 +39,7 @@ _HOMES = {
     "clear_reports": "report",
     "measure_peak_bytes": "measure",
     "memory_timeline": "measure",
+    "optimality_gap": "gap",
     "partitioner": "lower",
     "reports": "report",
     "set_default_options": "options",
@@ -46,6 +49,7 @@ __all__ = [
     "InfeasibleBudgetError",
     "MeasurementError",
     "MemoryTimeline",
+    "OptimalityGap",
     "OptionError",
     "PlanError",
     "RematError",
@@ -56,6 +60,7 @@ __all__ = [
     "clear_reports",
     "measure_peak_bytes",
     "memory_timeline",
+    "optimality_gap",
     "partitioner",
     "reports",
     "set_default_options",

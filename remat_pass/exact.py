@@ -73,7 +73,24 @@ def brute_force(
         plan = _least_retained(problem, game_of(problem, sweeps=sweeps, every_gap=every_gap), limit_bytes)
     else:
         plan = _least_kept(problem, limit_bytes)
-    return judged(problem, plan, seconds=time.perf_counter() - begin)
+    exact = judged(problem, plan, seconds=time.perf_counter() - begin)
+    assert exact.peak_bytes is None or exact.peak_bytes <= limit_bytes, "the search and the simulation disagree"
+    return exact
+
+
+def least_peak_bytes(problem: RematProblem) -> int:
+    """The smallest limit that some plan with copies fits, by bisection over `brute_force`.
+
+    Raises:
+        ValueError: There are too many decisions.
+    """
+    anything = plan_of(problem, decide(problem, problem.read_in_backward))
+    low, high = 0, simulate(problem, program_of(problem, anything)).peak_bytes
+    while low < high:
+        middle = (low + high) // 2
+        peak_bytes = brute_force(problem, middle, copies=True).peak_bytes
+        low, high = (middle + 1, high) if peak_bytes is None else (low, peak_bytes)
+    return high
 
 
 def judged(problem: RematProblem, plan: RematPlan | None, *, seconds: float) -> Exact:

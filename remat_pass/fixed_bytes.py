@@ -14,7 +14,10 @@ from remat_pass.problem import RematProblem
 
 @dataclass(frozen=True, slots=True)
 class BackwardBytes:
-    """What backward values and tangents alone take, at every position of (tangents, backward values)."""
+    """What backward values and tangents alone take, at every position of (tangents, backward values).
+
+    At the positions of the tangents only `arrival` counts: they come together.
+    """
 
     order: tuple[int, ...]
     """The values at the positions."""
@@ -35,12 +38,11 @@ def backward_bytes(problem: RematProblem) -> BackwardBytes:
     values, tangents = problem.values, len(problem.tangents)
     order = (*problem.tangents, *problem.runs_in_backward)
     sizes, last = lifetimes(problem, list(order), returned=problem.gradients)
-    begin = [0 if p < tangents else p for p in range(len(order))]
     resident = problem.resident_backward_bytes
-    alive = [size + resident for size in add_up(sizes, begin, last)]
+    alive = [size + resident for size in add_up(sizes, list(range(len(order))), last)]
     return BackwardBytes(
         order,
-        before=[alive[p] - (sizes[p] if begin[p] == p else 0) for p in range(len(order))],
+        before=[bytes_alive - size for bytes_alive, size in zip(alive, sizes, strict=True)],
         during=[alive[p] + values[v].workspace_bytes for p, v in enumerate(order)],
         last=last,
         arrival=resident + sum(sizes[:tangents]),

@@ -12,21 +12,21 @@ Items i, stages s = 0 (forward), 1 ... S as in `stages`; c_i recompute ns, w_i s
 
     subject to                                                                                implemented in
     R[s,i] <= R[s,r] + K[s,r]              for every read r of i                              `_add_presence`
-    R[s,i] <= R[s,r]                       if r is a tuple of which i is a part               `_add_presence`
     1 <= R[s,i] + K[s,i]                   for every step of stage s that reads i             `_add_presence`
     K[s+1,i] <= R[s,i] + K[s,i]            retained is what was there                         `_add_presence`
     K[1,i] = 0 if i may not be saved;  R[s,i] = 0 if it may not be recomputed                 `_Variables`
+    K[s,i] = 0 if i is a tuple: its parts run right behind it                                 `_Variables`
     sum over s >= 1 of R[s,i] <= 1         a draw is repeated once                            `_add_presence`
-    A[s,i,j] >= R[s,reader j], A[s,i,j] >= A[s,i,j+1], A[s,i,last+1] = K[s+1,i]               `_add_liveness`
+    A[s,i,j] >= R[s,reader j], A[s,i,j] >= A[s,i,j+1], A[s,i,last+1] = K[s+1,i]               `_alive`
     fixed bytes + sum over i of m_i * alive[s,u,i] + workspace_u * R[s,u] <= limit            `_add_memory`
 
-with alive[s,u,i] at the moment u of stage s: K[s,i] before i's turn, R[s,i] or A[s,i,0] in its turn, A[s,i,j] up to the
-j-th reader, and the generator state of a draw as long as a later stage repeats it. That is `liveness.simulate`: a
-storage dies with the last step that reads it.
+with alive[s,u,i] at the moment u of stage s: K[s,i] before i's turn, A[s,i,j] from then up to the j-th reader (1 if
+that is a step, or if i is a forward output), and the generator state of a draw as long as a later moment repeats it
+(`_states`). That is `liveness.simulate`: a storage dies with the last step that reads it.
 
 The solver works with tolerances. Bytes are counted in their greatest common divisor, and every limit is raised by a
-third of a unit, so that plans that fit stay feasible; a plan that does not fit by simulation is never returned
-(`_fitting`).
+third of a unit, so that plans that fit stay feasible. Should one be found that fits by tolerance alone, the limit is
+lowered and the program solved again; what does not fit by simulation is never returned (`solve_milp`).
 
 Source: Jain et al., "Checkmate", MLSys 2020, https://arxiv.org/abs/1910.02653, for stages, R and S (here K). Their
 FREE variables are products of the others; A needs none, since liveness only ever falls within a stage.
@@ -212,8 +212,7 @@ def _add_presence(v: _Variables, rows: _Rows) -> None:
     game = v.game
     for (s, i), run in v.runs.items():
         for r in game.items[i].reads:
-            at_hand = v.run(s, r), (None if game.items[r].is_tuple else v.kept(s, r))
-            rows.add([(run, 1), *((column, -1) for column in at_hand)], 0)
+            rows.add([(run, 1), (v.run(s, r), -1), (v.kept(s, r), -1)], 0)
     for (s, i), kept in v.retained.items():
         rows.add([(kept, 1), (v.run(s - 1, i), -1), (v.kept(s - 1, i), -1)], 0)
         if v.run(s, i) is not None and not any(game.items[r].is_tuple for r in game.items[i].reads):

@@ -1,0 +1,53 @@
+"""From contestants, and from what others needed, to the tasks of a run; torch-free."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from benchmarks.contest.results import MEASURED, Row
+from benchmarks.contest.tasks import GPU_LOWERING, KNOB, OURS, Setting, Task, thin
+
+if TYPE_CHECKING:
+    from benchmarks.contest.contestants import Contestant
+
+_CLOSE = 1.01
+"""Matched peaks this close share the smaller budget."""
+
+
+def tasks_of(
+    setting: Setting, contestants: Mapping[str, "Contestant"], size: str, point_count: int | None
+) -> list[Task]:
+    """Every point of every contestant that runs in this setting; the rig takes those that go through Inductor."""
+    return [
+        Task(setting, contestant.name, contestant.family, contestant.gpu is not None, point.label, point.options)
+        for contestant in contestants.values()
+        if contestant.gpu is not None or setting.target != GPU_LOWERING
+        for point in thin(contestant.points(size), point_count)
+    ]
+
+
+def matched_tasks(rows: Sequence[Row], setting: Setting, contestants: Mapping[str, "Contestant"]) -> list[Task]:
+    """Our backend with the peaks that PyTorch's knob reached as budgets: "at PyTorch's own points", measured.
+
+    Left out are peaks below the least that we have been seen to reach, peaks that our largest plan fits into, and peaks
+    within 1% above another one.
+    """
+    backend = next((c for c in contestants.values() if c.family == OURS and c.gpu is not None), None)
+    measured = [row for row in rows if row.setting == setting and row.state == MEASURED and row.peak_bytes]
+    ours = [row for row in measured if row.family == OURS and row.through_inductor and not _is_matched(row)]
+    if backend is None or not ours:
+        return []
+    least, largest = (choose(row.peak_bytes or 0 for row in ours) for choose in (min, max))
+    tasks: list[Task] = []
+    budget_bytes = 0
+    for row in sorted((row for row in measured if row.family == KNOB), key=lambda row: (row.peak_bytes, row.title)):
+        peak_bytes = row.peak_bytes or 0
+        if not max(least, budget_bytes * _CLOSE) <= peak_bytes < largest:
+            continue
+        budget_bytes = peak_bytes
+        options = {**backend.points("full")[0].options, "memory_budget": budget_bytes}
+        tasks.append(Task(setting, backend.name, backend.family, True, f"at {row.title}", options))
+    return tasks
+
+
+def _is_matched(row: Row) -> bool:
+    return row.point.startswith("at ")

@@ -26,7 +26,7 @@ import numpy as np
 
 from remat_pass.liveness import simulate
 from remat_pass.problem import RematPlan, RematProblem
-from remat_pass.schedule import decide, plan_of, program_of
+from remat_pass.schedule import added_ns, decide, plan_of, program_of
 from remat_pass.stage_plan import plan_retaining
 from remat_pass.stages import Game, Item, Stage, game_of
 
@@ -106,11 +106,7 @@ def plan_ns(problem: RematProblem, plan: RematPlan) -> int:
 
     A value that forward need not run is not recomputed by running it in backward, unless it runs there twice.
     """
-    runs: dict[int, int] = {}
-    for run in chain(plan.forward, plan.backward):
-        runs[run.value] = runs.get(run.value, 0) + 1
-    repeated = sum(problem.values[v].recompute_ns * (n - 1) for v, n in runs.items())
-    return repeated + sum(problem.values[v].save_ns for v in plan.saved(problem))
+    return added_ns(problem, plan.saved(problem), plan.recomputed())
 
 
 def _least_kept(problem: RematProblem, limit_bytes: int) -> RematPlan | None:

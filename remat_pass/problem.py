@@ -264,10 +264,8 @@ class RematPlan:
         return tuple(sorted(v for v, c in read if c == 0 and not problem.values[v].needs_tangent))
 
     def recomputed(self) -> dict[int, int]:
-        """How often each value that forward runs is run again in backward."""
-        in_forward = {step.value for step in self.forward}
+        """How often each value is run again: all its runs but the first, wherever that is."""
         counts: dict[int, int] = {}
-        for step in self.backward:
-            if step.value in in_forward:
-                counts[step.value] = counts.get(step.value, 0) + 1
-        return counts
+        for step in (*self.forward, *self.backward):
+            counts[step.value] = counts.get(step.value, -1) + 1
+        return {v: n for v, n in counts.items() if n}

@@ -16,6 +16,7 @@ dropped, and the next reader computes another copy. Forgetting is what brings th
 each value can reach.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -161,20 +162,15 @@ def added_ns(problem: RematProblem, saved: Iterable[int], repeats: Mapping[int, 
     Args:
         problem: The graph.
         saved: Values written only because they are saved.
-        repeats: How often values that forward runs are run again.
+        repeats: How often values are run again.
     """
     values = problem.values
     return sum(values[i].save_ns for i in saved) + sum(values[i].recompute_ns * n for i, n in repeats.items())
 
 
 def repeats(program: Program) -> dict[int, int]:
-    """How often backward runs values that forward has run."""
-    in_forward = set(program.values[: program.forward_end])
-    counts: dict[int, int] = {}
-    for v, copy in zip(program.values, program.copies, strict=True):
-        if copy and v in in_forward:
-            counts[v] = counts.get(v, 0) + 1
-    return counts
+    """How often values are run again: all runs but the first, wherever that is."""
+    return {v: n - 1 for v, n in Counter(program.values).items() if n > 1}
 
 
 def _forward(problem: RematProblem, decisions: Decisions) -> tuple[list[int], list[list[int]], dict[int, int]]:

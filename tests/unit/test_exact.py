@@ -232,7 +232,7 @@ def test_views_of_gradients_keep_their_base() -> None:
 
 
 def test_a_second_run_of_what_only_backward_needs_counts() -> None:
-    """The planner's own sum counts repeats of what forward runs; a value that moves is free once."""
+    """A value that moves from forward to backward is free once."""
     draft = Draft()
     draft.input("x")
     draft.op("out", "x")
@@ -321,6 +321,7 @@ def test_the_limit_is_the_budget_less_the_prediction_error_or_the_plan_itself() 
     assert optimality_gap(report_of(problem, budget_bytes=7 * MIB, margin_permille=200)).optimum_ns == 4 * US
     assert optimality_gap(report_of(problem, budget_bytes=7 * MIB)).optimum_ns == 3 * US
     assert optimality_gap(report_of(problem, budget_bytes=None)).optimum_ns == 4 * US
+    assert optimality_gap(report_of(problem, budget_bytes=2 * MIB)).optimum_ns == 4 * US
 
 
 def test_a_report_from_a_warm_cache_cannot_be_compared() -> None:

@@ -1,0 +1,79 @@
+"""What is read off Inductor's schedule: which kernels are library calls, and the layout of what forward saves."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from remat_pass import _torch_compat
+from remat_pass._torch_compat import InductorSchedule
+
+aten = torch.ops.aten
+
+_CHANNELS_LAST = {"force_layout_optimization": True}
+
+
+def trace(function: Callable[..., Any], *shapes: tuple[int, ...]) -> fx.GraphModule:
+    return make_fx(function, tracing_mode="fake")(*(torch.empty(shape) for shape in shapes))
+
+
+def schedule(module: fx.GraphModule, strides: dict[str, tuple[int, ...]] | None = None, **patches: Any) -> Any:
+    return _torch_compat.schedule_with_inductor(
+        module, is_backward=True, visible=0, strides=strides or {}, config_patches=patches
+    )
+
+
+def calls(found: InductorSchedule, op: str) -> int:
+    return sum(
+        is_call and any(name.startswith(op) for name in names)
+        for is_call, names in zip(found.is_call, found.kernels, strict=True)
+    )
+
+
+def convolve(x: Tensor, weight: Tensor) -> Tensor:
+    return aten.convolution.default(x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+
+
+def test_parts_of_a_library_call_are_no_calls_of_their_own() -> None:
+    def backward(tangent: Tensor, x: Tensor, weight: Tensor) -> list[Tensor]:
+        settings = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False])
+        grads = aten.convolution_backward.default(tangent, x, weight, None, *settings)
+        return [grads[0], grads[1]]
+
+    found = schedule(trace(backward, (2, 8, 8, 8), (2, 4, 8, 8), (8, 4, 3, 3)))
+    assert sum(any(name == "convolution_backward" for name in names) for names in found.kernels) > 1
+    assert calls(found, "convolution_backward") == 1
+
+
+def test_a_concatenation_of_library_results_is_no_call() -> None:
+    def both(x: Tensor, first: Tensor, second: Tensor) -> list[Tensor]:
+        return [aten.cat.default([convolve(x, first), convolve(x, second)], 1)]
+
+    found = schedule(trace(both, (2, 4, 8, 8), (8, 4, 3, 3), (8, 4, 3, 3)))
+    assert calls(found, "cat") == 0
+    assert calls(found, "convolution") == 2
+
+
+def test_results_have_the_strides_that_inductor_gives_them() -> None:
+    module = trace(lambda x, weight: [convolve(x, weight)], (2, 4, 8, 8), (8, 4, 3, 3))
+    assert schedule(module).result_strides == ((512, 64, 8, 1),)
+    assert schedule(module, **_CHANNELS_LAST).result_strides == ((512, 1, 64, 8),)
+
+
+def test_results_that_the_user_sees_keep_theirs() -> None:
+    module = trace(lambda x, weight: [convolve(x, weight)], (2, 4, 8, 8), (8, 4, 3, 3))
+    found = _torch_compat.schedule_with_inductor(
+        module, is_backward=False, visible=1, strides={}, config_patches=_CHANNELS_LAST
+    )
+    assert found.result_strides == ((512, 64, 8, 1),)
+
+
+def test_a_graph_is_lowered_for_the_strides_its_inputs_will_have() -> None:
+    module = trace(lambda x: [x.sin()], (2, 4, 8, 8))
+    (name,) = (node.name for node in module.graph.find_nodes(op="placeholder"))
+    assert schedule(module).result_strides == ((256, 64, 8, 1),)
+    assert schedule(module, {name: (256, 1, 32, 4)}).result_strides == ((256, 1, 32, 4),)
+    (value,) = (node.meta["val"] for node in module.graph.find_nodes(op="placeholder"))
+    assert value.stride() == (256, 64, 8, 1)

@@ -76,19 +76,26 @@ class Runner:
         return {"compile_seconds": seconds, "plan": _planned(), **self._footprint()}
 
     def refer(self, path: str, against: str) -> dict[str, Any]:
-        """Write this contestant's gradients as the reference `against`; under bf16 those of fp32, if none draws."""
+        """Write this contestant's gradients as the reference `against`; those of the next precision, if none draws."""
         loss, own = self._gradients(self.function)
-        allowed = dict.fromkeys(own, gradients.TOLERANCE[self.precision])
-        truth = own
-        if self.precision == "bf16" and not self.model.draws:
-            exact = without_autocast(self.module)
-            loss, truth = self._gradients(exact)
+        tolerance = gradients.TOLERANCE[self.precision]
+        allowed, truth = dict.fromkeys(own, tolerance), own
+        if not self.model.draws:
+            loss, truth = self._gradients(without_autocast(self.module)) if self.precision == "bf16" else self._exact()
             own = dict(zip(truth, own.values(), strict=True))  # the wrapper prefixes the names
-            allowed = {
-                name: max(gradients.TOLERANCE["bf16"], 2 * e) for name, e in gradients.errors(own, truth).items()
-            }
+            allowed = {name: max(tolerance, 2 * e) for name, e in gradients.errors(own, truth).items()}
         gradients.save(gradients.Reference(against, truth, allowed, loss), Path(path))
         return {"loss": loss}
+
+    def _exact(self) -> tuple[float, gradients.Gradients]:
+        """Loss and gradients in float64; the parameters come back to the bit."""
+        batch, self.batch = self.batch, tuple(t.double() if t.is_floating_point() else t for t in self.batch)
+        self.module.double()
+        try:
+            return self._gradients(self.module)
+        finally:
+            self.module.float()
+            self.batch = batch
 
     def check(self, reference: str) -> dict[str, Any]:
         """Gradients against the reference file (or against this contestant's own loss), and the measured peak."""

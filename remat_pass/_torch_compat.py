@@ -4,7 +4,7 @@ Importing `torch._inductor.config` for the first time takes about a second (2.13
 Inductor import it when they are called: a user of the eager lowering never pays.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +29,7 @@ from torch._inductor.custom_graph_pass import CustomPartitionerFn
 from torch.autograd import ProfilerConfig, ProfilerState, _disable_profiler_legacy, _enable_profiler_legacy
 from torch.fx._lazy_graph_module import _make_graph_module
 from torch.fx.experimental.proxy_tensor import is_sym_node
-from torch.fx.experimental.symbolic_shapes import optimization_hint
+from torch.fx.experimental.symbolic_shapes import free_symbols, optimization_hint
 from torch.utils._ordered_set import OrderedSet
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.checkpoint import CheckpointPolicy
@@ -345,10 +345,19 @@ class InductorSchedule:
     kernels: tuple[tuple[str, ...], ...]
     """Names of the graph's nodes that each kernel computes."""
     is_loop: tuple[bool, ...]
-    """Whether Inductor generates the kernel; the others are calls of library kernels."""
+    """Whether Inductor generates the kernel."""
+    is_call: tuple[bool, ...]
+    """Whether the kernel is a call of a library. Neither: a place to concatenate in, a part of what a call returned."""
+    moved_bytes: tuple[int, ...]
+    """What each kernel reads and writes, by Inductor's own count."""
     buffers: tuple[ScheduledBuffer, ...]
     overwritten: dict[str, str]
     """Buffer by the one it is written over: they share their memory."""
+    result_strides: tuple[tuple[int, ...] | None, ...]
+    """Of what the graph returns, in elements; None where it is no tensor or its strides are not known as numbers."""
+
+
+_EMPTY_SCHEDULE = InductorSchedule((), (), (), (), (), {}, ())
 
 
 class _ScheduleIsKnown(Exception):
@@ -368,10 +377,11 @@ class _ScheduleReader:
         from torch._inductor import config
         from torch._inductor.virtualized import V
 
-        self.schedule = InductorSchedule((), (), (), {})
+        self.schedule = _EMPTY_SCHEDULE
         if nodes:
             inputs, outputs = OrderedSet(V.graph.graph_inputs), OrderedSet(V.graph.get_output_names())
-            self.schedule = _read_schedule(nodes, inputs, outputs, config.reorder_for_peak_memory)
+            schedule = _read_schedule(nodes, inputs, outputs, config.reorder_for_peak_memory)
+            self.schedule = replace(schedule, result_strides=tuple(map(_strides, V.graph.graph_outputs)))
         raise _ScheduleIsKnown
 
 
@@ -385,6 +395,7 @@ def _read_schedule(nodes: list[Any], inputs: Any, outputs: Any, reorders: bool) 
         nodes = memory.reorder_for_peak_memory(nodes, scheduler.name_to_buf, fused, inputs, outputs)
     _, freeable = memory.prepare_planning_info(nodes, scheduler.name_to_buf, fused, inputs, outputs)
     is_loop = tuple(all(isinstance(part, SchedulerNode) for part in node.get_nodes()) for node in nodes)
+    is_call = tuple(any(_is_library_call(part) for part in node.get_nodes()) for node in nodes)
     buffers = []
     for info in memory.compute_memory_timeline(nodes, freeable, outputs)[0]:
         name, last = info.buffer.get_name(), len(nodes) if info.end_step == -1 else info.end_step
@@ -397,7 +408,26 @@ def _read_schedule(nodes: list[Any], inputs: Any, outputs: Any, reorders: bool) 
         for node in nodes
     )
     buffers = _join_concatenations(buffers, scheduler)
-    return InductorSchedule(kernels, is_loop, tuple(buffers), _find_overwritten(nodes, {b.name for b in buffers}))
+    overwritten = _find_overwritten(nodes, {b.name for b in buffers})
+    moved_bytes = tuple(size_hint(node.get_read_write_buffers_sizes()) for node in nodes)
+    return InductorSchedule(kernels, is_loop, is_call, moved_bytes, tuple(buffers), overwritten, ())
+
+
+def _is_library_call(part: Any) -> bool:
+    """Concatenations are no-ops of the scheduler; parts of a call with several results are extern kernels to it."""
+    from torch._inductor import ir
+    from torch._inductor.scheduler import ExternKernelSchedulerNode
+
+    return isinstance(part, ExternKernelSchedulerNode) and not isinstance(part.node, ir.MultiOutput)
+
+
+def _strides(result: Any) -> tuple[int, ...] | None:
+    from torch._inductor import ir
+
+    if not isinstance(result, ir.IRNode) or not result.has_tensor_output():
+        return None
+    strides = result.get_stride()
+    return tuple(int(s) for s in strides) if all(isinstance(s, int) or s.is_number for s in strides) else None
 
 
 def _join_concatenations(buffers: list[ScheduledBuffer], scheduler: Any) -> list[ScheduledBuffer]:
@@ -435,7 +465,8 @@ def _find_overwritten(nodes: list[Any], allocated: set[str]) -> dict[str, str]:
                 free = [
                     read.name
                     for read in part.read_writes.reads
-                    if read.name not in overwritten.values() and _is_last_reader(part, node, read.name, completed)
+                    if read.name not in overwritten.values()
+                    and _may_overwrite(part, node, read.name, buffer, completed)
                 ]
                 # The first one is taken, be it a value that the kernel would have kept in registers.
                 if free and free[0] in allocated:
@@ -444,12 +475,23 @@ def _find_overwritten(nodes: list[Any], allocated: set[str]) -> dict[str, str]:
     return overwritten
 
 
-def _is_last_reader(part: Any, kernel: Any, name: str, completed: set[str]) -> bool:
+def _may_overwrite(part: Any, kernel: Any, name: str, buffer: Any, completed: set[str]) -> bool:
+    """Whether the last reader of a buffer, of memory of its own or given away by the caller, can write over it."""
+    from torch._inductor import ir
+    from torch._inductor.codegen.wrapper import can_match_buffer_size
     from torch._inductor.scheduler import NopKernelSchedulerNode
 
-    source = part.scheduler.name_to_buf.get(name)
+    scheduler = part.scheduler
+    source = scheduler.name_to_donated_buffer.get(name) or scheduler.name_to_buf.get(name)
     if source is None or isinstance(source.defining_op, NopKernelSchedulerNode):
         return False
+    not_its_own = (ir.NoneLayout, ir.MultiOutputLayout, ir.MutationLayoutSHOULDREMOVE, ir.CommBufferLayout)
+    if isinstance(source.node.get_output_spec(), not_its_own) or not can_match_buffer_size(source.node, buffer.node):
+        return False
+    return _is_last_reader(part, kernel, name, source, completed)
+
+
+def _is_last_reader(part: Any, kernel: Any, name: str, source: Any, completed: set[str]) -> bool:
     users = ((user, user.node.get_name()) for user in source.users)
     left = [user for user, reader in users if reader not in completed and reader not in part.ancestors]
     if len(left) != 1 or not left[0].can_inplace or left[0].node is not part:
@@ -459,17 +501,30 @@ def _is_last_reader(part: Any, kernel: Any, name: str, completed: set[str]) -> b
 
 
 def schedule_with_inductor(
-    module: fx.GraphModule, *, is_backward: bool, config_patches: dict[str, Any]
+    module: fx.GraphModule,
+    *,
+    is_backward: bool,
+    visible: int,
+    strides: Mapping[str, tuple[int, ...]],
+    config_patches: dict[str, Any],
 ) -> InductorSchedule:
     """Lower a forward or backward graph as Inductor will, up to its final order, without generating code (2.13, 2.14).
 
     Works on a copy of the graph. Autotuning is off: it would run kernels, and changes which kernel, not which buffer.
+
+    Args:
+        module: The graph.
+        is_backward: Which of the two it is.
+        visible: How many leading results the user sees; Inductor keeps their strides.
+        strides: Those that placeholders really have, by name, where they may differ from the traced ones: AOTAutograd
+            lowers backward for the layout that forward's lowering gave to what it saves.
+        config_patches: Inductor options.
     """
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
 
     copy = copy_graph_module(module)
-    inputs = [node.meta["val"] for node in copy.graph.find_nodes(op="placeholder")]
+    inputs = [_restrided(node.meta["val"], strides.get(node.name)) for node in copy.graph.find_nodes(op="placeholder")]
     reader = _ScheduleReader()
     patches = {
         **config_patches,
@@ -482,12 +537,27 @@ def schedule_with_inductor(
         "triton.cudagraphs": False,
     }
     with config.patch(patches):
+        keeps_strides = config.bw_outputs_user_visible if is_backward else config.keep_output_stride
+        _mark_visible(copy.graph.output_node(), visible if keeps_strides else 0)
         try:
             compile_fx_inner(copy, inputs, is_backward=is_backward)
         except Exception as error:
             if not _was_caused_by(error, _ScheduleIsKnown):
                 raise
-    return reader.schedule or InductorSchedule((), (), (), {})
+    return reader.schedule or _EMPTY_SCHEDULE
+
+
+def _mark_visible(output: fx.Node, count: int) -> None:
+    """As `compile_fx` does."""
+    results: Any = output.args[0]
+    output.meta["user_visible_output_idxs"] = [i for i in range(count) if isinstance(results[i], fx.Node)]
+
+
+def _restrided(value: Any, strides: tuple[int, ...] | None) -> Any:
+    if strides is None or not isinstance(value, torch.Tensor) or free_symbols(value):
+        return value
+    with torch.no_grad():
+        return value if value.stride() == strides else value.as_strided(value.size(), strides)
 
 
 def _was_caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:

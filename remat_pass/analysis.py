@@ -13,8 +13,11 @@ from remat_pass import _torch_compat
 from remat_pass.costs import DeviceRates, device_rates, roofline_ns, transfer_ns
 from remat_pass.joint_graph import JointGraph
 from remat_pass.ops import (
+    DRAWN_BY_SHAPE,
     OVERWRITTEN,
     has_effect,
+    is_convolution,
+    is_drawn_by_shape,
     is_random,
     is_statistics_update,
     kind_of,
@@ -28,6 +31,9 @@ from remat_pass.storage import Storages, main_device_type, storage_size, storage
 
 _INDUCTOR_MARGIN_PERMILLE = 20
 """How far Inductor's real peak may exceed the prediction: it fuses, reorders and reuses buffers after planning."""
+
+_CUDA_CONVOLUTION_MARGIN_PERMILLE = 60
+"""The same where convolutions run on CUDA: lowered there without a GPU, a U-Net in float32 exceeded it by 5.2%."""
 
 _EAGER_MARGIN_PERMILLE = 1
 """Scalars that autograd allocates around the graphs are not in them."""
@@ -48,6 +54,8 @@ class _Context:
     """Nodes that can only run in backward."""
     overwritten: frozenset[str]
     """Inputs whose contents do not last from forward to backward, and views of them."""
+    drawn: frozenset[str]
+    """Draws that may not be repeated, and what is made of them alone, such as masks: one of these must be saved."""
 
 
 def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[RematProblem, tuple[str, ...]]:
@@ -71,6 +79,7 @@ def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[RematPr
         device_rates(device_type),
         _backward_nodes(joint),
         _overwritten(joint, device_type),
+        _drawn(joint) if fuses else frozenset(),
     )
     index = {node: i for i, node in enumerate(joint.nodes)}
     values: list[Value] = []
@@ -84,13 +93,21 @@ def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[RematPr
         forward_outputs=tuple(i for i in forward_outputs if not values[i].needs_tangent),
         gradients=tuple(index[n] for n in joint.gradients if isinstance(n, fx.Node)),
         fuses=fuses,
-        margin_permille=_INDUCTOR_MARGIN_PERMILLE if fuses else _EAGER_MARGIN_PERMILLE,
+        margin_permille=_margin_permille(joint, fuses, device_type),
         symbolic=any(v.size.expression for v in values),
     )
     problem = replace(problem, values=_pin_unread_draws(problem))
     if fuses:
         problem = replace(problem, values=tuple(_fused_costs(problem, i, context) for i in range(len(values))))
     return problem, tuple(unprobed)
+
+
+def _margin_permille(joint: JointGraph, fuses: bool, device_type: str) -> int:
+    if not fuses:
+        return _EAGER_MARGIN_PERMILLE
+    if device_type == "cuda" and any(is_convolution(node) for node in joint.nodes):
+        return _CUDA_CONVOLUTION_MARGIN_PERMILLE
+    return _INDUCTOR_MARGIN_PERMILLE
 
 
 def _backward_nodes(joint: JointGraph) -> frozenset[str]:
@@ -114,6 +131,16 @@ def _overwritten(joint: JointGraph, device_type: str) -> frozenset[str]:
         if any(held.name in names for held in storages_of(node, device_type).holds):
             names.add(node.name)
     return frozenset(names)
+
+
+def _drawn(joint: JointGraph) -> frozenset[str]:
+    """Draws whose numbers depend on the kernel, and what is computed from nothing else."""
+    drawn: set[str] = set()
+    for node in joint.nodes:
+        reads = node.all_input_nodes
+        if is_drawn_by_shape(node) or (reads and all(n.name in drawn for n in reads)):
+            drawn.add(node.name)
+    return frozenset(drawn)
 
 
 def _placeholder(node: fx.Node, context: _Context) -> Value:
@@ -150,7 +177,8 @@ def _computed(node: fx.Node, index: dict[fx.Node, int], context: _Context, unpro
         has_effect=has_effect(node),
         cannot_recompute=_why_not_recompute(node, context),
         cannot_save=_why_not_save(node, kind),
-        wish=context.joint.wishes.get(node.name),
+        # Where a draw may not be repeated, recomputing its mask means saving the wider draw: the planner decides.
+        wish=None if node.name in context.drawn else context.joint.wishes.get(node.name),
         source=source_line(node),
     )
 
@@ -181,6 +209,8 @@ def _why_not_recompute(node: fx.Node, context: _Context) -> str | None:
         return "torch requires it to be saved: its source is mutated, or it has effects or hooks"
     if _needs_old_contents(node, context):
         return OVERWRITTEN
+    if context.fuses and is_drawn_by_shape(node):
+        return DRAWN_BY_SHAPE
     if is_random(node) and context.fuses and context.joint.wishes.get(node.name) != "recompute":
         return "random: a second draw would give other numbers"
     if _torch_compat.is_symbol(node) and isinstance(node.meta.get("val"), torch.SymInt):

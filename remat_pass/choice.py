@@ -1,8 +1,8 @@
 """From a frontier and a budget to one plan.
 
 Without a budget the incumbent, torch's own partition, is changed only for the better: for the fastest plan whose peak
-is not above its own if that plan is clearly faster, else for what it saves in our order if that peaks lower. There is
-no incumbent under eager lowering: nothing is recomputed then. With a budget the fastest plan wins whose peak,
+is not above its own, or not above that of what it saves in our order, if neither time nor peak is worse. There is no
+incumbent under eager lowering: nothing is recomputed then. With a budget the fastest plan wins whose peak,
 prediction error included, fits. What the user's checkpointing asks for binds both, and gives way only to a budget that
 cannot be met with it.
 
@@ -19,15 +19,24 @@ from remat_pass.chain import Proposal
 from remat_pass.errors import InfeasibleBudgetError
 from remat_pass.liveness import simulate
 from remat_pass.problem import RematPlan, RematProblem
-from remat_pass.schedule import plan_of, program_of
+from remat_pass.schedule import added_ns, plan_of, program_of
 from remat_pass.solver import Candidate, evaluate, fastest_within, frontier
 from remat_pass.units import format_bytes
 
-Judge = Callable[[RematPlan], int]
-"""The peak in bytes that a plan will really have under its lowering."""
 
-_WORTH_CHANGING = 0.01
-"""Share of the modelled step by which a plan must beat torch's own before it replaces it without a budget."""
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a plan will really be like under its lowering."""
+
+    peak_bytes: int
+    step_ns: int
+    """Estimated time; only compared between plans of one graph under one judge."""
+
+
+Judge = Callable[[RematPlan], Judgement]
+
+_SAME_TIME = 0.001
+"""Share of the step by which two estimated times may differ and still be called equal."""
 
 _MAX_TRIALS = 4
 
@@ -38,7 +47,7 @@ class IncumbentPlan:
 
     keep: frozenset[int]
     """The values it saves."""
-    peak_bytes: int
+    judgement: Judgement
     """Of its graphs, in its order."""
 
 
@@ -74,15 +83,20 @@ def choose(
         judge: Tells the real peak of a plan; None: the simulated one is exact.
     """
 
+    def judged(candidate: Candidate) -> Judgement:
+        if judge is None:
+            return Judgement(candidate.peak_bytes, candidate.recompute_ns)
+        return judge(plan_of(problem, candidate.decisions))
+
     def peak_of(candidate: Candidate) -> int:
-        return candidate.peak_bytes if judge is None else judge(plan_of(problem, candidate.decisions))
+        return judged(candidate).peak_bytes
 
     extra = () if incumbent is None else (incumbent.keep,)
     honouring = frontier(problem, extra=extra)
     tagged = any(v.wish for v in problem.values)
     free = frontier(problem, extra=extra, honour_wishes=False) if tagged else ()
-    unconstrained, is_incumbent = _without_budget(problem, honouring, incumbent, peak_of)
-    unconstrained_bytes = incumbent.peak_bytes if incumbent and is_incumbent else peak_of(unconstrained)
+    unconstrained, is_incumbent = _without_budget(problem, honouring, incumbent, judged)
+    unconstrained_bytes = incumbent.judgement.peak_bytes if incumbent and is_incumbent else peak_of(unconstrained)
     least = min((f[-1] for f in (honouring, free) if f), key=peak_of)
     budget_bytes = _in_bytes(memory_budget, unconstrained_bytes)
     chosen: Candidate | None = unconstrained
@@ -126,7 +140,12 @@ def infeasible(problem: RematProblem, choice: Choice) -> InfeasibleBudgetError:
 
 def simulated_judge(problem: RematProblem) -> Judge:
     """The judge of a lowering that runs a plan as it is."""
-    return lambda plan: simulate(problem, program_of(problem, plan)).peak_bytes
+
+    def judge(plan: RematPlan) -> Judgement:
+        peak_bytes = simulate(problem, program_of(problem, plan)).peak_bytes
+        return Judgement(peak_bytes, added_ns(problem, plan.saved(problem), plan.recomputed()))
+
+    return judge
 
 
 def _search(candidates: tuple[Candidate, ...], limit: int, peak_of: Callable[[Candidate], int]) -> Candidate | None:
@@ -160,18 +179,24 @@ def _without_budget(
     problem: RematProblem,
     candidates: tuple[Candidate, ...],
     incumbent: IncumbentPlan | None,
-    peak_of: Callable[[Candidate], int],
+    judged: Callable[[Candidate], Judgement],
 ) -> tuple[Candidate, bool]:
     """The plan of the module docstring, and whether it is the incumbent's, unchanged."""
     if incumbent is None:
         return candidates[0], False
+    limit = incumbent.judgement
     reordered = evaluate(problem, Proposal(incumbent.keep))
-    rival = fastest_within(candidates, reordered.peak_bytes)
-    step_ns = 3 * sum(v.recompute_ns for i, v in enumerate(problem.values) if problem.runs_in_forward[i])
-    is_faster = rival and reordered.recompute_ns - rival.recompute_ns > _WORTH_CHANGING * step_ns
-    if rival and is_faster and peak_of(rival) <= incumbent.peak_bytes:
-        return rival, False
-    return reordered, peak_of(reordered) >= incumbent.peak_bytes
+    rivals = [fastest_within(candidates, peak) for peak in (limit.peak_bytes, reordered.peak_bytes)]
+    better: tuple[int, int, Candidate] | None = None
+    for rival in (c for c in rivals if c):
+        found = judged(rival)
+        gained_ns = limit.step_ns - found.step_ns
+        same_time = abs(gained_ns) <= _SAME_TIME * limit.step_ns
+        no_worse = found.peak_bytes <= limit.peak_bytes and (gained_ns > 0 or same_time)
+        is_tie = found.peak_bytes == limit.peak_bytes and same_time
+        if no_worse and not is_tie and (better is None or (found.step_ns, found.peak_bytes) < better[:2]):
+            better = found.step_ns, found.peak_bytes, rival
+    return (reordered, True) if better is None else (better[2], False)
 
 
 def _in_bytes(memory_budget: float | int | None, unconstrained_bytes: int) -> int | None:

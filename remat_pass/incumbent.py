@@ -1,8 +1,8 @@
 """What `backend="inductor"` would do: torch's own partition of the same joint graph.
 
 It is always a candidate, so that a user who names no budget is never worse off than with Inductor alone. The exception
-is a partition that is wrong: torch 2.13 and 2.14 may run a value again that reads a buffer which forward has
-overwritten since, and gradients then depend on the new contents.
+is a partition that is wrong. Torch 2.13 and 2.14 may run a value again that reads a buffer which forward has
+overwritten since, and gradients then depend on the new contents; on CUDA they may draw a mask again, and it differs.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import fx
 
 from remat_pass import _torch_compat
 from remat_pass.joint_graph import JointGraph
-from remat_pass.ops import OVERWRITTEN
+from remat_pass.ops import DRAWN_BY_SHAPE, OVERWRITTEN
 from remat_pass.problem import RematProblem
 from remat_pass.rewrite import Rewritten
 
@@ -33,7 +33,7 @@ def torch_partition(joint: JointGraph, problem: RematProblem, inputs: Any) -> In
         forward_count=joint.forward_count,
         static_indices=list(joint.static_indices),
     )
-    if any(problem.values[i].cannot_recompute == OVERWRITTEN for i in _computed(backward, problem)):
+    if _is_wrong(forward, backward, problem):
         return None
     taken = (node.name for node in backward.graph.find_nodes(op="placeholder"))
     saved = (problem.index[name] for name in taken if name in problem.index)
@@ -41,6 +41,13 @@ def torch_partition(joint: JointGraph, problem: RematProblem, inputs: Any) -> In
         Rewritten(forward, backward, _values(forward, problem), _values(backward, problem)),
         frozenset(i for i in saved if not problem.values[i].needs_tangent),
     )
+
+
+def _is_wrong(forward: fx.GraphModule, backward: fx.GraphModule, problem: RematProblem) -> bool:
+    """Whether backward reads old contents of a buffer, or repeats a draw of forward that gives other numbers."""
+    in_forward = set(_computed(forward, problem))
+    reasons = ((i, problem.values[i].cannot_recompute) for i in _computed(backward, problem))
+    return any(why == OVERWRITTEN or (why == DRAWN_BY_SHAPE and i in in_forward) for i, why in reasons)
 
 
 def _values(module: fx.GraphModule, problem: RematProblem) -> dict[str, int]:

@@ -9,17 +9,25 @@ when its scheduler is done, in a small part of the compile time, and can be read
 
 A generated kernel writes an output over an equally large input that only it still reads, and extern kernels take the
 scratch that `probe` measured.
+
+Inductor may lay values out otherwise than they were traced: convolutions on CUDA want channels last. AOTAutograd lowers
+backward for the layout in which forward saves its values, so forward is asked first. Taken for the traced layout,
+backward would be fused otherwise and seem to need fewer buffers than it does.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+from torch import fx
+
 from remat_pass import _torch_compat
 from remat_pass._torch_compat import InductorSchedule, ScheduledBuffer
-from remat_pass.choice import Judge
+from remat_pass.choice import Judge, Judgement
+from remat_pass.costs import DeviceRates, device_rates, transfer_ns
 from remat_pass.joint_graph import JointGraph
 from remat_pass.problem import Kind, RematPlan, RematProblem
 from remat_pass.rewrite import Rewritten, rewrite
+from remat_pass.storage import main_device_type
 
 
 def inductor_judge(joint: JointGraph, problem: RematProblem, config_patches: dict[str, Any]) -> Judge:
@@ -30,25 +38,71 @@ def inductor_judge(joint: JointGraph, problem: RematProblem, config_patches: dic
         problem: The same, as the planner sees it; scratch of ops comes from here.
         config_patches: Inductor options that the graphs will be compiled with.
     """
-    peaks: dict[RematPlan, int] = {}
+    judgements: dict[RematPlan, Judgement] = {}
 
-    def judge(plan: RematPlan) -> int:
-        if plan not in peaks:
-            peaks[plan] = inductor_peak_bytes(rewrite(joint, problem, plan), problem, config_patches)
-        return peaks[plan]
+    def judge(plan: RematPlan) -> Judgement:
+        if plan not in judgements:
+            judgements[plan] = judge_graphs(joint, rewrite(joint, problem, plan), problem, config_patches)
+        return judgements[plan]
 
     return judge
 
 
-def inductor_peak_bytes(rewritten: Rewritten, problem: RematProblem, config_patches: dict[str, Any]) -> int:
-    """Peak of both graphs under Inductor."""
-    forward = _torch_compat.schedule_with_inductor(rewritten.forward, is_backward=False, config_patches=config_patches)
-    backward = _torch_compat.schedule_with_inductor(rewritten.backward, is_backward=True, config_patches=config_patches)
-    return max(
-        schedule_peak(forward, _scratch(forward, problem, rewritten.forward_values)) + problem.resident_forward_bytes,
-        schedule_peak(backward, _scratch(backward, problem, rewritten.backward_values))
-        + problem.resident_backward_bytes,
+def judge_graphs(
+    joint: JointGraph, rewritten: Rewritten, problem: RematProblem, config_patches: dict[str, Any]
+) -> Judgement:
+    """Peak and estimated time of both graphs under Inductor."""
+    forward, backward = _schedules(rewritten, config_patches)
+    rates = device_rates(main_device_type(joint.nodes))
+    return Judgement(
+        max(
+            schedule_peak(forward, _scratch(forward, problem, rewritten.forward_values))
+            + problem.resident_forward_bytes,
+            schedule_peak(backward, _scratch(backward, problem, rewritten.backward_values))
+            + problem.resident_backward_bytes,
+        ),
+        _step_ns(forward, problem, rewritten.forward_values, rates)
+        + _step_ns(backward, problem, rewritten.backward_values, rates),
     )
+
+
+def _step_ns(schedule: InductorSchedule, problem: RematProblem, values: Mapping[str, int], rates: DeviceRates) -> int:
+    """Generated kernels take the time to move their bytes, library calls that of their op, each with its launch."""
+    total = 0
+    for k, names in enumerate(schedule.kernels):
+        if schedule.is_loop[k]:
+            total += transfer_ns(schedule.moved_bytes[k], rates) + rates.launch_ns
+        elif schedule.is_call[k]:
+            calls = [problem.values[values[n]] for n in names if n in values]
+            total += max((v.recompute_ns for v in calls if v.kind in (Kind.EXTERN, Kind.RANDOM)), default=0)
+    return total
+
+
+def _schedules(rewritten: Rewritten, config_patches: dict[str, Any]) -> tuple[InductorSchedule, InductorSchedule]:
+    """Of both graphs. Forward returns the user's results, then what it saves, by the names backward takes it under."""
+    results = _result_names(rewritten.forward)
+    taken = {node.name for node in rewritten.backward.graph.find_nodes(op="placeholder")}
+    forward = _torch_compat.schedule_with_inductor(
+        rewritten.forward,
+        is_backward=False,
+        visible=len(results) - len(taken.intersection(results)),
+        strides={},
+        config_patches=config_patches,
+    )
+    strides = dict(zip(results, forward.result_strides, strict=False))
+    backward = _torch_compat.schedule_with_inductor(
+        rewritten.backward,
+        is_backward=True,
+        visible=len(_result_names(rewritten.backward)),
+        strides={name: stride for name, stride in strides.items() if name and stride is not None},
+        config_patches=config_patches,
+    )
+    return forward, backward
+
+
+def _result_names(module: fx.GraphModule) -> list[str | None]:
+    results: Any = module.graph.output_node().args[0]
+    return [result.name if isinstance(result, fx.Node) else None for result in results]
 
 
 def schedule_peak(schedule: InductorSchedule, scratch: list[int]) -> int:
@@ -73,14 +127,17 @@ def _lifetimes(schedule: InductorSchedule) -> list[tuple[ScheduledBuffer, int]]:
 
 
 def _scratch(schedule: InductorSchedule, problem: RematProblem, values: Mapping[str, int]) -> list[int]:
-    """Scratch of extern kernels: what was measured for the op, less the outputs that the schedule shows as buffers."""
+    """Scratch of library calls: what was measured for the op, less the outputs that the schedule shows as buffers.
+
+    Parts of what a call returned and concatenations of it come from the same op, but take nothing more.
+    """
     allocated = [0] * (len(schedule.kernels) + 1)
     for b in schedule.buffers:
         if not b.is_input:
             allocated[b.first_kernel] += b.size_bytes
     scratch = []
     for k, names in enumerate(schedule.kernels):
-        ops = [problem.values[values[n]] for n in names if n in values] if not schedule.is_loop[k] else []
+        ops = [problem.values[values[n]] for n in names if n in values] if schedule.is_call[k] else []
         needs = [op.workspace_bytes + op.size.hint for op in ops if op.kind in (Kind.EXTERN, Kind.RANDOM)]
         scratch.append(max(0, max(needs, default=0) - allocated[k]))
     return scratch

@@ -107,6 +107,11 @@ and which results are the new statistics. In training nothing else depends on th
 OVERWRITTEN = "reads an input that the step overwrites: in backward its old contents are gone"
 """Why such a value may not run a second time."""
 
+DRAWN_BY_SHAPE = "random: on CUDA Inductor may draw other numbers from the same seed in another kernel"
+"""Why such a value may not run a second time. Inductor 2.13 and 2.14 draw in blocks of four in kernels of one dimension
+and one by one in others, and recomputing puts a draw in a kernel of another shape: wrong gradients, without a word.
+Source: https://github.com/pytorch/pytorch/issues/198333; delete it once one seed gives one mask there."""
+
 
 def packet(node: fx.Node) -> object:
     """The op without its overload; the target itself for anything that is not an aten-like op."""
@@ -134,6 +139,18 @@ def is_random(node: fx.Node) -> bool:
     default = schema.arguments[position].default_value
     dropout = node.args[position] if len(node.args) > position else node.kwargs.get("dropout_p", default)
     return bool(dropout != 0)
+
+
+def is_convolution(node: fx.Node) -> bool:
+    """Whether it is a convolution, whose layout Inductor may choose, or the backward of one."""
+    return packet(node) in (aten.convolution, aten.convolution_backward)
+
+
+def is_drawn_by_shape(node: fx.Node) -> bool:
+    """Whether it is a draw on CUDA that depends on the kernel Inductor puts it in; integers are drawn one by one."""
+    value = node.meta.get("val")
+    on_cuda = isinstance(value, torch.Tensor) and value.device.type == "cuda"
+    return on_cuda and str(packet(node)) == "prims.inductor_random"
 
 
 def updates_statistics(node: fx.Node) -> bool:

@@ -16,7 +16,7 @@ from remat_pass.breakdown import break_down
 from remat_pass.choice import Choice, IncumbentPlan, Judge, choose, infeasible, simulated_judge
 from remat_pass.errors import PlanError, RematWarning
 from remat_pass.incumbent import torch_partition
-from remat_pass.inductor_peak import inductor_judge, inductor_peak_bytes
+from remat_pass.inductor_peak import inductor_judge, judge_graphs
 from remat_pass.joint_graph import JointGraph, capture
 from remat_pass.options import Options
 from remat_pass.plan_file import dump_plan, load_plan
@@ -60,7 +60,7 @@ def partition(
     incumbent = torch_partition(joint, problem, inputs) if fuses else None
     judge = inductor_judge(joint, problem, patches) if fuses else simulated_judge(problem)
     rival = (
-        IncumbentPlan(incumbent.keep, inductor_peak_bytes(incumbent.graphs, problem, patches)) if incumbent else None
+        IncumbentPlan(incumbent.keep, judge_graphs(joint, incumbent.graphs, problem, patches)) if incumbent else None
     )
     choice = choose(problem, options.memory_budget, rival, judge)
     plan = _replayed(problem, choice, options, judge) if options.plan else _planned(problem, choice, options)
@@ -69,7 +69,7 @@ def partition(
     else:
         graphs = rewrite(joint, problem, plan)
         verify(joint, problem, plan, graphs)
-        predicted_bytes, origin = judge(plan), "plan file" if options.plan else "planner"
+        predicted_bytes, origin = judge(plan).peak_bytes, "plan file" if options.plan else "planner"
     report = _report(joint, problem, plan, choice, graphs, predicted_bytes, options, unprobed, origin, begin)
     log.info("%s", report.headline)
     return graphs.forward, graphs.backward, report
@@ -106,7 +106,7 @@ def _replayed(problem: RematProblem, choice: Choice, options: Options, judge: Ju
     assert options.plan is not None
     plan = load_plan(options.plan, problem)
     if choice.budget_bytes is not None:
-        peak_bytes = judge(plan) * (1000 + problem.margin_permille) // 1000
+        peak_bytes = judge(plan).peak_bytes * (1000 + problem.margin_permille) // 1000
         if peak_bytes > choice.budget_bytes:
             raise PlanError(
                 f"plan={options.plan!r} peaks at {format_bytes(peak_bytes)}, prediction error included, above "

@@ -7,8 +7,8 @@ generator state is put back and no gradient is recorded.
 
 Not probed: what may have effects or hidden state (custom, collective and higher-order ops), and what trusts a buffer
 that another kernel filled in a form of its own, which dummy data would crash (backward of an LSTM). Their scratch is
-taken to be 0, as is that of an op that refuses dummy data (a Cholesky factor of a constant matrix), and the caller is
-told.
+taken to be 0, as is that of an op that refuses dummy data (a Cholesky factor of a constant matrix) or belongs to a GPU
+that is not there (a graph may be lowered for another machine), and the caller is told.
 """
 
 import time
@@ -63,8 +63,14 @@ def _can_run(node: fx.Node) -> bool:
     if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten" or target._schema.is_mutable:
         return False
     values = [n.meta.get("val") for n in node.all_input_nodes]
+    if _on_cuda([*values, node.meta.get("val")]) and not torch.cuda.is_available():
+        return False
     dense = all(v.layout == torch.strided for v in values if isinstance(v, torch.Tensor))
     return dense and not any(argument.name in _TRUSTED_ARGUMENTS for argument in target._schema.arguments)
+
+
+def _on_cuda(values: object) -> bool:
+    return any(isinstance(v, torch.Tensor) and v.device.type == "cuda" for v in pytree.tree_leaves(values))
 
 
 def _signature(node: fx.Node) -> tuple[object, ...]:

@@ -12,16 +12,16 @@ from remat_pass._torch_compat import InductorSchedule
 
 aten = torch.ops.aten
 
-_CHANNELS_LAST = {"force_layout_optimization": True}
-
 
 def trace(function: Callable[..., Any], *shapes: tuple[int, ...]) -> fx.GraphModule:
     return make_fx(function, tracing_mode="fake")(*(torch.empty(shape) for shape in shapes))
 
 
-def schedule(module: fx.GraphModule, strides: dict[str, tuple[int, ...]] | None = None, **patches: Any) -> Any:
+def schedule(
+    module: fx.GraphModule, strides: dict[str, tuple[int, ...]] | None = None, *, visible: int = 0
+) -> InductorSchedule:
     return _torch_compat.schedule_with_inductor(
-        module, is_backward=True, visible=0, strides=strides or {}, config_patches=patches
+        module, is_backward=False, visible=visible, strides=strides or {}, config_patches={}
     )
 
 
@@ -58,16 +58,12 @@ def test_a_concatenation_of_library_results_is_no_call() -> None:
 
 def test_results_have_the_strides_that_inductor_gives_them() -> None:
     module = trace(lambda x, weight: [convolve(x, weight)], (2, 4, 8, 8), (8, 4, 3, 3))
-    assert schedule(module).result_strides == ((512, 64, 8, 1),)
-    assert schedule(module, **_CHANNELS_LAST).result_strides == ((512, 1, 64, 8),)
+    assert schedule(module).result_strides == ((512, 1, 64, 8),)
 
 
 def test_results_that_the_user_sees_keep_theirs() -> None:
-    module = trace(lambda x, weight: [convolve(x, weight)], (2, 4, 8, 8), (8, 4, 3, 3))
-    found = _torch_compat.schedule_with_inductor(
-        module, is_backward=False, visible=1, strides={}, config_patches=_CHANNELS_LAST
-    )
-    assert found.result_strides == ((512, 64, 8, 1),)
+    module = trace(lambda x, weight: [convolve(x, weight), None], (2, 4, 8, 8), (8, 4, 3, 3))
+    assert schedule(module, visible=2).result_strides == ((512, 64, 8, 1), None)
 
 
 def test_a_graph_is_lowered_for_the_strides_its_inputs_will_have() -> None:
@@ -77,3 +73,16 @@ def test_a_graph_is_lowered_for_the_strides_its_inputs_will_have() -> None:
     assert schedule(module, {name: (256, 1, 32, 4)}).result_strides == ((256, 1, 32, 4),)
     (value,) = (node.meta["val"] for node in module.graph.find_nodes(op="placeholder"))
     assert value.stride() == (256, 64, 8, 1)
+
+
+def test_what_was_changed_in_place_is_not_written_over() -> None:
+    def change(x: Tensor, where: Tensor) -> list[Tensor]:
+        changed = aten.index_put.default(
+            x.sin(), [torch.ops.prims.convert_element_type.default(where, torch.int64)], x.cos(), True
+        )
+        return [changed * x.exp()]
+
+    found = schedule(trace(change, (4, 8), (4,)))
+    size_bytes = {buffer.name: buffer.size_bytes for buffer in found.buffers}
+    assert 0 in size_bytes.values()  # the changed one is no memory of its own
+    assert all(size_bytes[old] for old in found.overwritten.values())

@@ -9,9 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from remat_pass.choice import Choice, IncumbentPlan, choose, infeasible, simulated_judge
+from remat_pass.chain import Proposal
+from remat_pass.choice import Choice, IncumbentPlan, Judgement, choose, infeasible, simulated_judge
 from remat_pass.errors import InfeasibleBudgetError
 from remat_pass.problem import RematPlan, RematProblem
+from remat_pass.solver import evaluate
 from tests.support.problems import MIB, US, Draft, chain, diamond, keep, names, residual_chain
 
 
@@ -125,7 +127,8 @@ def test_the_fraction_that_the_error_names_is_enough_to_the_byte(least: int, unc
 
 
 def incumbent(problem: RematProblem, kept: str, mib: int) -> IncumbentPlan:
-    return IncumbentPlan(keep(problem, kept), mib * MIB)
+    kept_values = keep(problem, kept)
+    return IncumbentPlan(kept_values, Judgement(mib * MIB, evaluate(problem, Proposal(kept_values)).recompute_ns))
 
 
 def test_the_incumbent_stays_where_neither_its_time_nor_its_order_is_beaten() -> None:
@@ -163,8 +166,8 @@ def test_with_a_budget_the_incumbent_is_one_candidate_of_many() -> None:
 def test_a_judge_that_sees_more_than_the_simulation_is_believed() -> None:
     problem = two_layers()
 
-    def judge(plan: RematPlan) -> int:
-        return simulated_judge(problem)(plan) * 5 // 4
+    def judge(plan: RematPlan) -> Judgement:
+        return Judgement(simulated_judge(problem)(plan).peak_bytes * 5 // 4, 0)
 
     choice = choose(problem, 14 * MIB, None, judge)
     assert (choice.fits, peak_mib(choice), choice.least_peak_bytes) == (True, 10, 10 * MIB * 5 // 4)
@@ -174,7 +177,7 @@ def test_a_judge_that_sees_more_than_the_simulation_is_believed() -> None:
 
 def test_a_judge_that_sees_less_than_the_simulation_lets_a_faster_plan_through() -> None:
     problem = two_layers()
-    choice = choose(problem, 10 * MIB, None, lambda plan: simulated_judge(problem)(plan) // 2)
+    choice = choose(problem, 10 * MIB, None, lambda plan: Judgement(simulated_judge(problem)(plan).peak_bytes // 2, 0))
     assert (choice.fits, choice.candidate.recompute_ns) == (True, 0)
 
 

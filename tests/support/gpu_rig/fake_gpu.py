@@ -22,7 +22,6 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.driver import ty_to_cpp
 from triton.runtime import driver
 
-from remat_pass import probe
 from tests.support.gpu_rig import attention, hooks
 
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
@@ -106,8 +105,6 @@ def _patches_of_torch(card: Card) -> list[AbstractContextManager[Any]]:
         mock.patch.object(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, create=True),
         mock.patch.object(torch.version, "cuda", torch.version.cuda or "13.0"),
         mock.patch.object(amp, "amp_definitely_not_available", lambda: False),  # or autocast switches itself off
-        # Running single ops on the device, for their scratch: there is none. The report lists them as unprobed.
-        mock.patch.object(probe, "_can_run", lambda node: False),
     ]
 
 

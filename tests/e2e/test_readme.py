@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import readme_table
+from benchmarks.contest.readme import replace_block
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -156,9 +157,10 @@ def test_table_has_a_row_per_run_and_says_where_it_comes_from() -> None:
 
 
 def test_table_replaces_the_block_and_nothing_else() -> None:
-    before, after = README.split(readme_table.BEGIN)[0], README.split(readme_table.END)[1]
-    once = readme_table.replace_block(README, "new")
-    assert once == f"{before}{readme_table.BEGIN}\nnew\n{readme_table.END}{after}"
-    assert readme_table.replace_block(once, "new") == once
+    begin, end = readme_table.BEGIN, readme_table.END
+    before, after = README.split(begin)[0], README.split(end)[1]
+    once = replace_block(README, "new", begin, end)
+    assert once == f"{before}{begin}\nnew\n{end}{after}"
+    assert replace_block(once, "new", begin, end) == once
     with pytest.raises(ValueError, match="README needs"):
-        readme_table.replace_block("no markers", "new")
+        replace_block("no markers", "new", begin, end)

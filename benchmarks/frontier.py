@@ -201,7 +201,7 @@ def _read(arguments: argparse.Namespace) -> Run:
         jax=JAX in names,
         precisions=tuple(arguments.precision or (("fp32",) if quick else ("fp32", "bf16"))),
         device=arguments.device,
-        allocators=allocators_for(arguments.device, only_caching=arguments.only_caching),
+        allocators=allocators_for(arguments.device, only_caching=quick or arguments.only_caching),
         on_device=not arguments.only_gpu_lowering,
         gpu_lowering=not arguments.no_gpu_lowering,
         point_count=arguments.points,
@@ -227,7 +227,7 @@ def _parse_arguments() -> argparse.Namespace:
     add("--rounds", type=_positive, help=f"timed steps of each point (default: {_ROUNDS})")
     add("--alive", type=_positive, help=f"workers at a time, the anchor included (default: {Pace().alive})")
     add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--only-caching", action="store_true", help="leave out the times under the default allocator")
+    add("--only-caching", action="store_true", help="leave out the times under the default allocator, as --quick does")
     lowering = parser.add_mutually_exclusive_group()
     lowering.add_argument("--no-gpu-lowering", action="store_true", help="leave out the rig for GPU code")
     lowering.add_argument("--only-gpu-lowering", action="store_true", help="nothing but the rig for GPU code")

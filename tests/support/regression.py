@@ -1,6 +1,6 @@
 """What plans cost on a few models, in figures that are the same at every run: peaks, recompute, effort of planning.
 
-    python -m tests.support.regression      # records the figures that tests/integration/test_regression.py holds plans to
+    python -m tests.support.regression      # records the figures of tests/integration/test_regression.py anew
 
 Record them anew only with a change that makes plans better, or that says why they may be worse.
 """

@@ -4,10 +4,11 @@ Importing `torch._inductor.config` for the first time takes about a second (2.13
 Inductor import it when they are called: a user of the eager lowering never pays.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import fx
@@ -30,6 +31,7 @@ from torch.autograd import ProfilerConfig, ProfilerState, _disable_profiler_lega
 from torch.fx._lazy_graph_module import _make_graph_module
 from torch.fx.experimental.proxy_tensor import is_sym_node
 from torch.fx.experimental.symbolic_shapes import free_symbols, optimization_hint
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._ordered_set import OrderedSet
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.checkpoint import CheckpointPolicy
@@ -506,6 +508,7 @@ def schedule_with_inductor(
     is_backward: bool,
     visible: int,
     strides: Mapping[str, tuple[int, ...]],
+    donated: Collection[str] = (),
     config_patches: dict[str, Any],
 ) -> InductorSchedule:
     """Lower a forward or backward graph as Inductor will, up to its final order, without generating code (2.13, 2.14).
@@ -518,9 +521,10 @@ def schedule_with_inductor(
         visible: How many leading results the user sees; Inductor keeps their strides.
         strides: Those that placeholders really have, by name, where they may differ from the traced ones: AOTAutograd
             lowers backward for the layout that forward's lowering gave to what it saves.
+        donated: Placeholders that nobody needs afterwards, so that kernels may write over them.
         config_patches: Inductor options.
     """
-    from torch._inductor import config
+    from torch._inductor import config, graph
     from torch._inductor.compile_fx import compile_fx_inner
 
     copy = copy_graph_module(module)
@@ -536,7 +540,10 @@ def schedule_with_inductor(
         "max_autotune_pointwise": False,
         "triton.cudagraphs": False,
     }
-    with config.patch(patches):
+    names = [node.name for node in copy.graph.find_nodes(op="placeholder")]
+    given_away = [i for i, name in enumerate(names) if name in donated]
+    # AOTAutograd settles this after partitioning, in its own metadata, where Inductor looks it up.
+    with config.patch(patches), mock.patch.object(graph, "get_donated_idxs", lambda: given_away):
         keeps_strides = config.bw_outputs_user_visible if is_backward else config.keep_output_stride
         _mark_visible(copy.graph.output_node(), visible if keeps_strides else 0)
         try:
@@ -545,6 +552,29 @@ def schedule_with_inductor(
             if not _was_caused_by(error, _ScheduleIsKnown):
                 raise
     return reader.schedule or _EMPTY_SCHEDULE
+
+
+def donated_buffers(forward: fx.GraphModule, backward: fx.GraphModule, visible: int) -> frozenset[str]:
+    """Saved values that share no storage with what the user holds or gets: backward may write over them (2.13, 2.14).
+
+    Args:
+        forward: Its results are the user's, then what it saves.
+        backward: Takes the saved values under their names.
+        visible: How many results are the user's.
+    """
+    if not torch._functorch.config.donated_buffer:
+        return frozenset()
+    results: Any = forward.graph.output_node().args[0]
+    returned: Any = backward.graph.output_node().args[0]
+    held = (*forward.graph.find_nodes(op="placeholder"), *results[:visible], *returned)
+    taken = {_storage_of(node) for node in held}
+    saved = [node for node in results[visible:] if isinstance(node, fx.Node)]
+    return frozenset(node.name for node in saved if _storage_of(node) not in taken)
+
+
+def _storage_of(node: Any) -> StorageWeakRef | None:
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return StorageWeakRef(value.untyped_storage()) if isinstance(value, torch.Tensor) else None
 
 
 def _mark_visible(output: fx.Node, count: int) -> None:

@@ -82,10 +82,11 @@ def _schedules(rewritten: Rewritten, config_patches: dict[str, Any]) -> tuple[In
     """Of both graphs. Forward returns the user's results, then what it saves, by the names backward takes it under."""
     results = _result_names(rewritten.forward)
     taken = {node.name for node in rewritten.backward.graph.find_nodes(op="placeholder")}
+    visible = len(results) - len(taken.intersection(results))
     forward = _torch_compat.schedule_with_inductor(
         rewritten.forward,
         is_backward=False,
-        visible=len(results) - len(taken.intersection(results)),
+        visible=visible,
         strides={},
         config_patches=config_patches,
     )
@@ -95,6 +96,7 @@ def _schedules(rewritten: Rewritten, config_patches: dict[str, Any]) -> tuple[In
         is_backward=True,
         visible=len(_result_names(rewritten.backward)),
         strides={name: stride for name, stride in strides.items() if name and stride is not None},
+        donated=_torch_compat.donated_buffers(rewritten.forward, rewritten.backward, visible),
         config_patches=config_patches,
     )
     return forward, backward

@@ -8,6 +8,7 @@ output, prints included, goes to a log file.
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -108,10 +109,15 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         replies.flush()
 
 
+def without_paths(text: str) -> str:
+    """A message that says the same on every machine: paths as seen from where packages, or we, are."""
+    return re.sub(r"/[^\s():]*/site-packages/", "", text).replace(f"{Path.cwd()}/", "")
+
+
 def one_line(error: BaseException) -> str:
     """The kind and the first telling line of an error, short enough for a table."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # torch.compile wraps the error of a backend: "backend='remat' raised:", and below it the error itself.
     if len(lines) > 1 and lines[0].endswith("raised:"):
         return lines[1][:_LINE_LIMIT]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:_LINE_LIMIT]
+    return without_paths(f"{type(error).__name__}: {lines[0] if lines else 'no message'}")[:_LINE_LIMIT]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.contest import results
-from benchmarks.contest.channel import Worker, WorkerFailed
+from benchmarks.contest.channel import Worker, WorkerFailed, without_paths
 from benchmarks.contest.driver import Watcher
 from benchmarks.contest.results import Journal, Modelled, Row
 from benchmarks.contest.tasks import ANCHOR, Setting, Task
@@ -76,7 +76,7 @@ class Lowering:
             self._end()
             raise
         if not answer["ok"]:
-            error = answer["error"].strip().splitlines()[0]
+            error = without_paths(answer["error"].strip().splitlines()[0])
             raise WorkerFailed(error.removeprefix(_UNAVAILABLE), unavailable=error.startswith(_UNAVAILABLE))
         return answer
 

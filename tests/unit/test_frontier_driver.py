@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.contest.allocators import CACHING, DEFAULT
+from benchmarks.contest.channel import without_paths
 from benchmarks.contest.driver import Driver, Pace
 from benchmarks.contest.results import FAILED, MEASURED, UNAVAILABLE, WRONG, Journal, Row
 from benchmarks.contest.tasks import Setting, Task
@@ -170,3 +171,8 @@ def test_matched_tasks_follow_from_what_was_measured(tmp_path: Path) -> None:
 
     rows, _ = run(tmp_path, [task("a", "0.5")], matched=matched)
     assert [row.title for row in rows] == ["inductor", "a 0.5", "ours at a 0.5"]
+
+
+def test_messages_say_nothing_of_the_machine() -> None:
+    text = f"RuntimeError: in /usr/lib/python3/site-packages/torch/nn.py:3, {Path.cwd()}/benchmarks/models.py:7"
+    assert without_paths(text) == "RuntimeError: in torch/nn.py:3, benchmarks/models.py:7"

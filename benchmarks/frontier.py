@@ -1,6 +1,6 @@
 """The frontier benchmark: measured peak against step time of every way to save activation memory, on the same models.
 
-    python -m benchmarks.frontier --quick             # the Llama-style model, 15 minutes on 2 cores
+    python -m benchmarks.frontier --quick             # the Llama-style model, about 20 minutes on 2 cores
     python -m benchmarks.frontier --full              # every model and contestant, hours
     python -m benchmarks.frontier --paste             # what --quick found into the README
 

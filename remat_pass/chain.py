@@ -6,7 +6,7 @@ by itself, and its *window*, the stretch of backward that reads it, can be run a
     forward    block 0 │ block 1 │ ... │ block n-1          C(k) crosses behind block k
     backward                             window n-1 ... window 1, window 0
 
-Each block has *options*: what forward saves inside it (`Option`), from all to nothing. Two questions are answered for
+Each block has *options*: what forward saves inside it, from all to nothing. Two questions are answered for
 every number of free bytes m at once. With C(s-1) at hand, what does it cost at least to run
 
     first(s, m)      windows n-1 .. s, if blocks s .. n-1 are yet to run in forward, which is free
@@ -84,9 +84,8 @@ def propose(problem: RematProblem, blocks: Blocks, options: list[frozenset[int]]
         options: Sets of values to keep inside of blocks, over the whole graph.
         count: How many plans to propose at most.
     """
-    crossing = frozenset[int]().union(*blocks.crossing)
     for option in options:
-        yield Proposal((option | crossing) - blocks.repeated, blocks.forgotten)
+        yield Proposal((option | blocks.waists) - blocks.repeated, blocks.forgotten)
     table = _Table(problem, blocks, options)
     first = table.first[0]
     steps = [m for m in range(1, table.levels + 1) if first[m] < first[m - 1]]
@@ -106,8 +105,7 @@ class _Table:
         self.problem, self.blocks, self.count = problem, blocks, blocks.count
         self.waists = [frozenset[int](), *blocks.crossing]
         self.inside = [[(o & members) - blocks.repeated for members in blocks.members] for o in options]
-        crossing = frozenset[int]().union(*blocks.crossing)
-        figures = [_figures(problem, blocks, (o | crossing) - blocks.repeated) for o in options]
+        figures = [_figures(problem, blocks, (o | blocks.waists) - blocks.repeated) for o in options]
         peak_bytes = _HEADROOM * max(f.peak_bytes for f in figures)
         self.unit = self._unit(peak_bytes)
         self.levels = int(peak_bytes / self.unit) + 1
@@ -227,7 +225,7 @@ def _figures(problem: RematProblem, blocks: Blocks, keep: frozenset[int]) -> _Fi
     held_per_block = np.bincount(block[:end], weights=held, minlength=blocks.count).astype(np.int64)
     below = np.concatenate(([0], held_per_block.cumsum()[:-1]))
     in_waist = np.zeros(len(problem.values), dtype=bool)
-    in_waist[list(frozenset[int]().union(*blocks.crossing))] = True
+    in_waist[list(blocks.waists)] = True
     inside = np.where(in_waist[np.array(program.values[:end])], 0, held)
     windows = _windows(blocks, program)
     return _Figures(

@@ -179,9 +179,7 @@ def _forward(problem: RematProblem, decisions: Decisions) -> tuple[list[int], li
     more = tuple(s for s in decisions.saved if not must[s] and s not in problem.inputs)
     known = problem.forward_layouts
     if more not in known:
-        values, needed = problem.values, set(more)
-        for i in sorted(more, reverse=True):
-            needed.update(_origins(problem, i))
+        values, needed = problem.values, _moved_to_forward(problem, more)
         order = [i for i in problem.forward_values if (must[i] or i in needed) and i not in problem.inputs]
         positions = {v: p for p, v in enumerate(order)}
         known[more] = order, [[positions[r] for r in values[v].reads if r in positions] for v in order], positions
@@ -189,15 +187,15 @@ def _forward(problem: RematProblem, decisions: Decisions) -> tuple[list[int], li
     return list(order), list(reads), positions
 
 
-def _origins(problem: RematProblem, v: int) -> set[int]:
-    """What a value that forward need not run is computed from."""
-    origins: set[int] = set()
-    pending = [v]
+def _moved_to_forward(problem: RematProblem, saved: Iterable[int]) -> set[int]:
+    """Saved values that forward need not run, and what of that kind they are computed from."""
+    needed = set(saved)
+    pending = list(needed)
     while pending:
-        new = [r for r in problem.values[pending.pop()].reads if r not in origins and not problem.runs_in_forward[r]]
-        origins.update(new)
+        new = {r for r in problem.values[pending.pop()].reads if r not in needed and not problem.runs_in_forward[r]}
+        needed |= new
         pending += new
-    return origins
+    return needed
 
 
 def _with_origins(

@@ -99,8 +99,7 @@ def _frontier(problem: RematProblem, extra: list[frozenset[int]], honour_wishes:
     for keep in (everything, *extra, *cheapest_saved_sets(problem, prices, honour_wishes=honour_wishes)):
         judge.add(Proposal(keep))
     for blocks in _chains(problem):
-        waists = frozenset[int]().union(*blocks.crossing)
-        forced = cheapest_saved_sets(problem, prices, forced=waists, honour_wishes=honour_wishes)
+        forced = cheapest_saved_sets(problem, prices, forced=blocks.waists, honour_wishes=honour_wishes)
         count = min(_MOST_PROPOSALS, 12 + judge.effort // (32 * judge.cost))
         for proposal in propose(problem, blocks, list(dict.fromkeys([everything, *forced])), count):
             judge.add(proposal)
@@ -159,10 +158,14 @@ class _Judge:
 
     def spend(self, proposal: Proposal) -> Candidate | None:
         """Judge a proposal if there is effort left for it."""
+        return self.add(proposal) if self._take_effort() else None
+
+    def _take_effort(self) -> bool:
+        """Pay for one simulation; False if that is no longer possible."""
         if self.effort < self.cost:
-            return None
+            return False
         self.effort -= self.cost
-        return self.add(proposal)
+        return True
 
     def frontier(self) -> tuple[Candidate, ...]:
         best: list[Candidate] = []
@@ -173,9 +176,8 @@ class _Judge:
 
     def fill(self, candidate: Candidate) -> None:
         """Save more of what a candidate recomputes, as long as its peak stays."""
-        if self.effort < self.cost:
+        if not self._take_effort():
             return
-        self.effort -= self.cost
         _, program, liveness = _simulated(self.problem, candidate.proposal)
         more = _fits_below_peak(self.problem, program, liveness)
         while more:

@@ -7,6 +7,7 @@ block whose peak is that of saving everything (pytorch#197838).
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -43,6 +44,11 @@ class Blocks:
     """The backward value after which nothing reads the inside of block k or of later ones; falling with k."""
     repeated: frozenset[int] = frozenset()
     """Values that every window computes anew."""
+
+    @cached_property
+    def waists(self) -> frozenset[int]:
+        """All that crosses some waist."""
+        return frozenset[int]().union(*self.crossing)
 
     @property
     def forgotten(self) -> dict[int, frozenset[int]]:

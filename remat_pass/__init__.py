@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from remat_pass.gap import OptimalityGap, optimality_gap
     from remat_pass.lower import partitioner
     from remat_pass.measure import MemoryTimeline, measure_peak_bytes, memory_timeline
+    from remat_pass.model_frontier import Frontier, FrontierPoint, frontier
     from remat_pass.options import set_default_options
     from remat_pass.report import RematReport, ValueDecision, clear_reports, reports
 
 _HOMES = {
+    "Frontier": "model_frontier",
+    "FrontierPoint": "model_frontier",
     "InfeasibleBudgetError": "errors",
     "MeasurementError": "errors",
     "MemoryTimeline": "measure",
@@ -37,6 +40,7 @@ _HOMES = {
     "ValueDecision": "report",
     "VerificationError": "errors",
     "clear_reports": "report",
+    "frontier": "model_frontier",
     "measure_peak_bytes": "measure",
     "memory_timeline": "measure",
     "optimality_gap": "gap",
@@ -46,6 +50,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "Frontier",
+    "FrontierPoint",
     "InfeasibleBudgetError",
     "MeasurementError",
     "MemoryTimeline",
@@ -58,6 +64,7 @@ __all__ = [
     "ValueDecision",
     "VerificationError",
     "clear_reports",
+    "frontier",
     "measure_peak_bytes",
     "memory_timeline",
     "optimality_gap",

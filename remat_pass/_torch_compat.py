@@ -4,10 +4,10 @@ Importing `torch._inductor.config` for the first time takes about a second (2.13
 Inductor import it when they are called: a user of the eager lowering never pays.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
@@ -16,6 +16,7 @@ from torch._C._autograd import _profiler_enabled
 from torch._C._profiler import _ExperimentalConfig, _ExtraFields_Allocation
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
+from torch._dynamo.exc import Unsupported
 from torch._functorch import partitioners
 from torch._functorch._aot_autograd.descriptors import (
     InputMutationAOTOutput,
@@ -33,9 +34,11 @@ from torch.fx.experimental.proxy_tensor import is_sym_node
 from torch.fx.experimental.symbolic_shapes import free_symbols, optimization_hint
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._ordered_set import OrderedSet
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
 from torch.utils.checkpoint import CheckpointPolicy
 from torch.utils.flop_counter import flop_registry
+
+_Error = TypeVar("_Error", bound=BaseException)
 
 
 def inductor_option_names() -> frozenset[str]:
@@ -208,6 +211,14 @@ def is_impure(node: fx.Node) -> bool:
 def size_hint(size: Any) -> int:
     """The concrete value that planning uses for a possibly symbolic size, without a guard (2.13, 2.14)."""
     return int(optimization_hint(size, fallback=4096)) if isinstance(size, torch.SymInt) else int(size)
+
+
+def local_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor's elements in this process: of a subclass such as DTensor those of its parts (2.13, 2.14)."""
+    if is_traceable_wrapper_subclass(tensor):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(local_bytes(getattr(tensor, name)) for name in names)
+    return size_hint(tensor.numel() * tensor.element_size())
 
 
 # Rewrite: cutting a joint graph in two.
@@ -549,7 +560,7 @@ def schedule_with_inductor(
         try:
             compile_fx_inner(copy, inputs, is_backward=is_backward)
         except Exception as error:
-            if not _was_caused_by(error, _ScheduleIsKnown):
+            if find_cause(error, _ScheduleIsKnown) is None:
                 raise
     return reader.schedule or _EMPTY_SCHEDULE
 
@@ -590,10 +601,11 @@ def _restrided(value: Any, strides: tuple[int, ...] | None) -> Any:
         return value if value.stride() == strides else value.as_strided(value.size(), strides)
 
 
-def _was_caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+def find_cause(error: BaseException | None, kind: type[_Error]) -> _Error | None:
+    """The exception of a kind that a compiler's exception wraps or followed upon (2.13, 2.14)."""
     while error is not None and not isinstance(error, kind):
         error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
-    return error is not None
+    return error
 
 
 def compile_op_by_op(module: fx.GraphModule, inputs: Any, partition: Any) -> Any:
@@ -603,6 +615,27 @@ def compile_op_by_op(module: fx.GraphModule, inputs: Any, partition: Any) -> Any
         partition_fn=partition,
         keep_inference_input_mutations=True,
     )(module, inputs)
+
+
+@contextmanager
+def compile_without_traces() -> Iterator[None]:
+    """Compile what is not to be kept: no cache answers or remembers, and no size becomes dynamic by it (2.13, 2.14).
+
+    Dynamo takes a size that differs from the last compilation of the same function for a dynamic one.
+    """
+    from torch._inductor import config as inductor_config
+
+    uncached = {"fx_graph_cache": False, "fx_graph_remote_cache": False}
+    with (
+        torch._dynamo.config.patch(automatic_dynamic_shapes=False),
+        torch._functorch.config.patch(enable_autograd_cache=False, enable_remote_autograd_cache=False),
+        inductor_config.patch(uncached),
+    ):
+        yield
+
+
+UncapturableError = Unsupported
+"""Dynamo cannot capture a function as one graph (2.13, 2.14)."""
 
 
 def frame_id() -> int | None:

@@ -25,6 +25,7 @@ from remat_pass.ops import (
     updates_statistics,
     why_not_recompute,
 )
+from remat_pass.order import late_order, reorder
 from remat_pass.probe import probe
 from remat_pass.problem import Kind, RematProblem, Value
 from remat_pass.storage import Storages, main_device_type, storage_size, storages_of
@@ -58,7 +59,7 @@ class _Context:
     """Draws that may not be repeated, and what is made of them alone, such as masks: one of these must be saved."""
 
 
-def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[RematProblem, tuple[str, ...]]:
+def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[JointGraph, RematProblem, tuple[str, ...]]:
     """Describe a joint graph to the planner.
 
     Args:
@@ -67,8 +68,8 @@ def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[RematPr
         cost_model: "roofline" or "measured".
 
     Returns:
-        The problem, whose values are the graph's nodes in order, and the names of ops whose scratch memory could not
-        be measured.
+        The graph in the order that its plans will have (`order`), the problem, whose values are that graph's nodes, and
+        the names of ops whose scratch memory could not be measured.
     """
     device_type = main_device_type(joint.nodes)
     context = _Context(
@@ -99,7 +100,8 @@ def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[RematPr
     problem = replace(problem, values=_pin_unread_draws(problem))
     if fuses:
         problem = replace(problem, values=tuple(_fused_costs(problem, i, context) for i in range(len(values))))
-    return problem, tuple(unprobed)
+    order = late_order(problem)
+    return joint.reordered(order), reorder(problem, order), tuple(unprobed)
 
 
 def _margin_permille(joint: JointGraph, fuses: bool, device_type: str) -> int:

@@ -30,14 +30,15 @@ https://arxiv.org/abs/2307.01236. Griewank and Walther's revolve is the case of 
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from remat_pass.liveness import Liveness, simulate
+from remat_pass.liveness import Liveness
 from remat_pass.problem import RematProblem
-from remat_pass.schedule import Decisions, Program, decide, lay_out
+from remat_pass.schedule import Decisions, Program
+from remat_pass.search import Proposal, Simulated
 from remat_pass.waists import Blocks
 
 _LEVELS = 400
@@ -47,14 +48,6 @@ _MOST_LEVELS = 1200
 
 _HEADROOM = 1.05
 """Bytes are rounded to levels, so that a plan may seem to need a little more than it does."""
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A set of values to keep, and what to forget when (`Decisions.forgotten`)."""
-
-    keep: frozenset[int]
-    forgotten: dict[int, frozenset[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +68,13 @@ class _Figures:
     """Bytes of gradients and other backward values alive when its window begins."""
 
 
-def propose(problem: RematProblem, blocks: Blocks, options: list[frozenset[int]], count: int) -> Iterator[Proposal]:
+def propose(
+    problem: RematProblem,
+    blocks: Blocks,
+    options: list[frozenset[int]],
+    count: int,
+    judge: Callable[[Proposal], Simulated],
+) -> Iterator[Proposal]:
     """The best plans of the recursion, from the fastest to the one of least peak.
 
     Args:
@@ -83,10 +82,9 @@ def propose(problem: RematProblem, blocks: Blocks, options: list[frozenset[int]]
         blocks: Its forward, cut into blocks.
         options: Sets of values to keep inside of blocks, over the whole graph.
         count: How many plans to propose at most.
+        judge: Simulates a plan; called once for every option.
     """
-    for option in options:
-        yield Proposal((option | blocks.waists) - blocks.repeated, blocks.forgotten)
-    table = _Table(problem, blocks, options)
+    table = _Table(problem, blocks, options, judge)
     first = table.first[0]
     steps = [m for m in range(1, table.levels + 1) if first[m] < first[m - 1]]
     if len(steps) > count:
@@ -101,11 +99,18 @@ class _Table:
     Costs are arrays of shape (rows, levels + 1): `again[d][s]` is again(s, s + d), `first[s]` a row by itself.
     """
 
-    def __init__(self, problem: RematProblem, blocks: Blocks, options: list[frozenset[int]]) -> None:
+    def __init__(
+        self,
+        problem: RematProblem,
+        blocks: Blocks,
+        options: list[frozenset[int]],
+        judge: Callable[[Proposal], Simulated],
+    ) -> None:
         self.problem, self.blocks, self.count = problem, blocks, blocks.count
         self.waists = [frozenset[int](), *blocks.crossing]
         self.inside = [[(o & members) - blocks.repeated for members in blocks.members] for o in options]
-        figures = [_figures(problem, blocks, (o | blocks.waists) - blocks.repeated) for o in options]
+        plans = [Proposal((o | blocks.waists) - blocks.repeated, blocks.forgotten) for o in options]
+        figures = [_figures(problem, blocks, judge(plan)) for plan in plans]
         peak_bytes = _HEADROOM * max(f.peak_bytes for f in figures)
         self.unit = self._unit(peak_bytes)
         self.levels = int(peak_bytes / self.unit) + 1
@@ -213,12 +218,10 @@ class _Table:
         return int(sum(self.problem.size_bytes[v] for v in self.waists[b] - self.waists[a]))
 
 
-def _figures(problem: RematProblem, blocks: Blocks, keep: frozenset[int]) -> _Figures:
-    """Simulate the plan that saves all waists and, inside the blocks, the values of an option."""
-    decisions = decide(problem, keep, blocks.forgotten)
-    program = lay_out(problem, decisions)
-    liveness = simulate(problem, program)
-    block = blocks.block_of[np.array(program.values)]
+def _figures(problem: RematProblem, blocks: Blocks, simulated: Simulated) -> _Figures:
+    """Of the plan that saves all waists and, inside the blocks, the values of an option."""
+    program, liveness = simulated.program, simulated.liveness
+    block = blocks.block_of[program.steps]
     end = program.forward_end
     crosses = liveness.last_use[:end] >= end
     held = np.where(crosses, liveness.born[:end], 0)
@@ -226,12 +229,12 @@ def _figures(problem: RematProblem, blocks: Blocks, keep: frozenset[int]) -> _Fi
     below = np.concatenate(([0], held_per_block.cumsum()[:-1]))
     in_waist = np.zeros(len(problem.values), dtype=bool)
     in_waist[list(blocks.waists)] = True
-    inside = np.where(in_waist[np.array(program.values[:end])], 0, held)
+    inside = np.where(in_waist[program.steps[:end]], 0, held)
     windows = _windows(blocks, program)
     return _Figures(
         liveness.peak_bytes,
         np.bincount(block[:end], weights=inside, minlength=blocks.count).astype(np.int64),
-        _extra_ns(problem, blocks, program, windows, decisions),
+        _extra_ns(problem, blocks, program, windows, simulated.decisions),
         *_needs(program, liveness, windows, block[:end], held, below),
     )
 

@@ -15,12 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from remat_pass.breakdown import GRADIENTS, break_down
-from remat_pass.chain import Proposal
 from remat_pass.errors import InfeasibleBudgetError
 from remat_pass.liveness import simulate
 from remat_pass.problem import RematPlan, RematProblem
 from remat_pass.schedule import added_ns, plan_of, program_of
-from remat_pass.solver import Candidate, evaluate, fastest_within, frontier
+from remat_pass.search import Candidate, Proposal, evaluate
+from remat_pass.solver import fastest_within, frontier
 from remat_pass.units import format_bytes
 
 
@@ -185,7 +185,7 @@ def _without_budget(
     if incumbent is None:
         return candidates[0], False
     limit = incumbent.judgement
-    reordered = evaluate(problem, Proposal(incumbent.keep))
+    reordered = evaluate(problem, Proposal(incumbent.keep)).candidate
     rivals = [fastest_within(candidates, peak) for peak in (limit.peak_bytes, reordered.peak_bytes)]
     better: tuple[int, int, Candidate] | None = None
     for rival in (c for c in rivals if c):

@@ -16,12 +16,15 @@ of torch 2.13.
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
 
 from remat_pass.problem import Kind, RematProblem
 from remat_pass.schedule import Program
 
-_FUSING_READERS = frozenset({Kind.POINTWISE, Kind.REDUCTION, Kind.VIEW, Kind.SYMBOL})
-_LOOPS = frozenset({Kind.POINTWISE, Kind.REDUCTION})
+_FUSING_READERS = (Kind.POINTWISE, Kind.REDUCTION, Kind.VIEW, Kind.SYMBOL)
+_LOOPS = (Kind.POINTWISE, Kind.REDUCTION)
 
 _REALIZE_READS = 4
 """Inductor computes a value in each of several readers only up to this many loads (`realize_reads_threshold`)."""
@@ -45,113 +48,112 @@ def unfused_kernels(program: Program) -> Kernels:
 
 def fused_kernels(problem: RematProblem, program: Program) -> Kernels:
     """The kernels of the module docstring. Linear in steps, apart from a search among the kernels that load a value."""
-    values, steps = problem.values, program.values
-    exists = _exists(problem, program)
-    sources = _loaded(problem, program, exists)
-    runs_at = list(range(len(steps)))
-    is_loop = [values[v].kind in _LOOPS for v in steps]
-    sizes = [values[v].size.hint for v in steps]
-    # Of each storage, by extent, when the kernels run that load or write it, in order.
-    moments: list[dict[int, list[int]]] = [{} for _ in steps]
+    is_view = problem.is_kind(Kind.VIEW)[program.steps]
+    reads = _through_views(program.reads, is_view) if is_view.any() else program.reads
+    exists = _exists(problem, program, is_view, reads)
+    stored = exists & ~is_view
+    sources = _loaded(program.reads, stored.tolist())
+    loops = np.flatnonzero(problem.is_kind(*_LOOPS)[program.steps] & exists).tolist()
+    runs_at, loads_at = _hoisted(problem, program, loops, sources)
+    return Kernels(exists.tolist(), runs_at, _overwrites(program, loops, sources, loads_at, runs_at))
+
+
+def _hoisted(
+    problem: RematProblem, program: Program, loops: list[int], sources: list[list[int]]
+) -> tuple[list[int], dict[tuple[int, int], int]]:
+    """When each step runs, and how many loops load a storage at a moment."""
+    runs_at = list(range(len(program.values)))
+    ready_at = list(range(1, len(program.values) + 1))
+    sizes = problem.size_bytes[program.steps].tolist()
+    # By storage and extent: when the kernels run that load or write it, in order.
+    moments: dict[tuple[int, int], list[int]] = {}
     loads_at: dict[tuple[int, int], int] = {}
-    for p, loaded in enumerate(sources):
-        if not (is_loop[p] and exists[p]):
-            continue
+    for p in loops:
+        loaded = sources[p]
         begin = program.forward_end if p >= program.forward_end else 0
-        ready, extent = begin, sizes[p]
-        for s in loaded:
-            extent = max(extent, sizes[s])
-            if s >= begin:
-                ready = max(ready, runs_at[s] if is_loop[s] else s + 1)
+        extent = max([sizes[p], *[sizes[s] for s in loaded]])
+        ready = max([begin, *[ready_at[s] for s in loaded if s >= begin]])
         best = p
         for s in loaded:
-            same = moments[s].get(extent, ())
-            first = bisect_left(same, ready)
-            if first < len(same):
-                best = min(best, same[first])
-        runs_at[p] = best
-        insort(moments[p].setdefault(extent, []), best)
+            same = moments.get((s, extent))
+            if same and same[-1] >= ready:
+                best = min(best, same[bisect_left(same, ready)])
+        runs_at[p] = ready_at[p] = best
+        moments[p, extent] = [best]
         for s in loaded:
-            insort(moments[s].setdefault(extent, []), best)
+            insort(moments.setdefault((s, extent), []), best)
             loads_at[s, best] = loads_at.get((s, best), 0) + 1
-    return Kernels(exists, runs_at, _overwrites(program, sources, loads_at, runs_at))
+    return runs_at, loads_at
 
 
 def _overwrites(
-    program: Program, sources: list[tuple[int, ...]], loads_at: dict[tuple[int, int], int], runs_at: list[int]
+    program: Program,
+    loops: list[int],
+    sources: list[list[int]],
+    loads_at: dict[tuple[int, int], int],
+    runs_at: list[int],
 ) -> list[tuple[int, int]]:
     """At most one old value per new one: the first that no other kernel of the same moment reads."""
     pairs: list[tuple[int, int]] = []
     taken: set[int] = set()
-    for p, loaded in enumerate(sources):
-        begin = program.forward_end if p >= program.forward_end else 0
-        for s in loaded:
-            if s < begin or s in taken or runs_at[s] >= runs_at[p]:
-                continue
-            if loads_at.get((s, runs_at[p])) == 1:
+    for p in loops:
+        begin, at = program.forward_end if p >= program.forward_end else 0, runs_at[p]
+        for s in sources[p]:
+            if s >= begin and runs_at[s] < at and s not in taken and loads_at[s, at] == 1:
                 taken.add(s)
                 pairs.append((p, s))
                 break
     return pairs
 
 
-def _loaded(problem: RematProblem, program: Program, exists: list[bool]) -> list[tuple[int, ...]]:
+def _loaded(reads: list[list[int]], stored: list[bool]) -> list[list[int]]:
     """For every step the positions of the storages it really reads, through views and values computed in place."""
-    stored = [e and problem.values[v].kind is not Kind.VIEW for e, v in zip(exists, program.values, strict=True)]
-    loaded: list[tuple[int, ...]] = []
-    for reads in program.reads:
-        if len(reads) == 1:
-            loaded.append((reads[0],) if stored[reads[0]] else loaded[reads[0]])
+    loaded: list[list[int]] = []
+    for read in reads:
+        if len(read) == 1:
+            loaded.append(read if stored[read[0]] else loaded[read[0]])
             continue
         found: dict[int, None] = {}
-        for r in reads:
+        for r in read:
             if stored[r]:
                 found[r] = None
             else:
                 found.update(dict.fromkeys(loaded[r]))
-        loaded.append(tuple(found))
+        loaded.append(list(found))
     return loaded
 
 
-def _exists(problem: RematProblem, program: Program) -> list[bool]:
+def _exists(problem: RematProblem, program: Program, is_view: np.ndarray, reads: list[list[int]]) -> np.ndarray:
     """Which steps write memory, where pointwise values may be computed inside their readers instead."""
-    values, steps = problem.values, program.values
-    reads = _reads_through_views(problem, program)
-    must = [False] * len(steps)
+    steps = program.steps
+    must = ~problem.is_kind(Kind.POINTWISE)[steps]
     for p in (*program.saved, *program.returned, *program.output_positions(problem)):
-        for r in reads[p] if values[steps[p]].kind is Kind.VIEW else (p,):
-            must[r] = True
-    readers = [0] * len(steps)
-    for p, v in enumerate(steps):
-        if values[v].kind is Kind.VIEW:
-            continue
-        forces = values[v].kind not in _FUSING_READERS
-        for r in reads[p]:
-            readers[r] += 1
-            must[r] = must[r] or forces
-    loads: list[int] = []
-    exists: list[bool] = []
-    for p, v in enumerate(steps):
-        if values[v].kind is not Kind.POINTWISE or must[p]:
-            exists.append(True)
-            loads.append(1)
-            continue
-        count = sum(loads[r] for r in reads[p])
-        realized = readers[p] > 1 and count > _REALIZE_READS
-        exists.append(realized)
-        loads.append(1 if realized else count)
+        must[reads[p] if is_view[p] else p] = True
+    lengths = np.fromiter(map(len, reads), dtype=np.int64, count=len(reads))
+    lengths[is_view] = 0
+    read = np.fromiter(
+        chain.from_iterable(r for r, n in zip(reads, lengths.tolist(), strict=True) if n), dtype=np.int64
+    )
+    must[read[np.repeat(~problem.is_kind(*_FUSING_READERS)[steps], lengths)]] = True
+    several = np.bincount(read, minlength=len(reads)) > 1
+    loads = [1] * len(reads)
+    exists = must.copy()
+    for p in np.flatnonzero(~must).tolist():
+        count = sum([loads[r] for r in reads[p]])
+        if several[p] and count > _REALIZE_READS:
+            exists[p] = True
+        else:
+            loads[p] = count
     return exists
 
 
-def _reads_through_views(problem: RematProblem, program: Program) -> list[list[int]]:
+def _through_views(reads: list[list[int]], is_view: np.ndarray) -> list[list[int]]:
     """For every step the positions it reads, where views stand for what they show."""
-    values, steps = problem.values, program.values
-    is_view = [values[v].kind is Kind.VIEW for v in steps]
+    view = is_view.tolist()
     through: list[list[int]] = []
-    for reads in program.reads:
-        if any(is_view[r] for r in reads):
-            found = dict.fromkeys(q for r in reads for q in (through[r] if is_view[r] else (r,)))
-            through.append(list(found))
+    for read in reads:
+        if any(view[r] for r in read):
+            through.append(list(dict.fromkeys(q for r in read for q in (through[r] if view[r] else (r,)))))
         else:
-            through.append(reads)
+            through.append(read)
     return through

@@ -6,7 +6,7 @@ After that nobody writes to a node. What later stages know about a node they kee
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -46,6 +46,14 @@ class JointGraph:
     def position(self) -> dict[fx.Node, int]:
         """Position of each node in `nodes`: the index of its value in the problem."""
         return {node: i for i, node in enumerate(self.nodes)}
+
+    def reordered(self, order: Sequence[int]) -> "JointGraph":
+        """The same graph in another execution order, given as positions in `nodes`; this one must not be used again."""
+        last = self.nodes[order[0]]
+        for node in (self.nodes[i] for i in order[1:]):
+            last.append(node)
+            last = node
+        return replace(self)
 
     @cached_property
     def static_inputs(self) -> tuple[fx.Node, ...]:

@@ -14,7 +14,6 @@ value that does not exist takes no bytes and keeps what it is computed from aliv
 """
 
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 
@@ -43,7 +42,7 @@ class Liveness:
 
 def simulate(problem: RematProblem, program: Program) -> Liveness:
     """Run the storages of a program through time. Linear in steps and reads; ties go to the earliest position."""
-    steps = np.array(program.values, dtype=np.int64)
+    steps = program.steps
     kernels = fused_kernels(problem, program) if problem.fuses else unfused_kernels(program)
     runs_at, exists = np.array(kernels.runs_at, dtype=np.int64), np.array(kernels.exists, dtype=bool)
     last_use = _last_uses(problem, program, runs_at, exists)
@@ -62,21 +61,19 @@ def simulate(problem: RematProblem, program: Program) -> Liveness:
 
 def _last_uses(problem: RematProblem, program: Program, runs_at: np.ndarray, exists: np.ndarray) -> np.ndarray:
     """For every step the position after which its storage is free."""
-    values, steps, reads = problem.values, program.values, program.reads
+    values, steps = problem.values, program.values
     count = len(steps)
     last_use = np.arange(count)
     last_use[program.output_positions(problem)] = program.forward_end - 1
     last_use[program.saved] = np.maximum(last_use[program.saved], program.forward_end)
     last_use[program.returned] = count - 1
-    lengths = np.fromiter(map(len, reads), dtype=np.int64, count=count)
-    read = np.fromiter(chain.from_iterable(reads), dtype=np.int64, count=int(lengths.sum()))
-    np.maximum.at(last_use, read, np.repeat(runs_at, lengths))
+    np.maximum.at(last_use, program.read, runs_at[program.readers])
     # What a view or a value that is never stored reads is in use as long as that value is itself.
-    passes_on = problem.has_holds[np.array(steps, dtype=np.int64)] | ~exists
+    passes_on = problem.has_holds[program.steps] | ~exists
     ends: list[int] = last_use.tolist()
     for p in np.flatnonzero(passes_on)[::-1].tolist():
         held = values[steps[p]].holds if exists[p] else None
-        for r in reads[p]:
+        for r in program.read[program.bounds[p] : program.bounds[p + 1]].tolist():
             if (held is None or steps[r] in held) and ends[r] < ends[p]:
                 ends[r] = ends[p]
     return np.array(ends, dtype=np.int64)

@@ -5,6 +5,8 @@ The one bend in the path is here. Both compilers take control and call a partiti
 and pickles it into its cache keys, so it holds the options and nothing else; what it finds out reaches `lower` through
 a context variable.
 
+A budget of "auto" is worked out first, so that the partitioner, and with it every cache, knows it as bytes.
+
 With a warm cache Inductor never calls it. The report of the first compile is therefore written beside the cache, under
 a hash of everything that determines the result: the captured graph, its inputs, and `uuid()`.
 """
@@ -23,8 +25,9 @@ import torch
 from torch import fx
 
 from remat_pass import _torch_compat
-from remat_pass.errors import RematWarning
-from remat_pass.options import Options, resolve_options
+from remat_pass.auto_budget import AutoBudget, work_out_budget
+from remat_pass.errors import InfeasibleBudgetError, RematWarning
+from remat_pass.options import AUTO, Options, resolve_options
 from remat_pass.partition import inductor_patches, partition
 from remat_pass.report import RematReport, publish
 
@@ -78,6 +81,10 @@ class RematPartitioner(_torch_compat.RematPartitionerBase):
 
 def lower(module: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
     """Compile a captured graph; training graphs are planned and their reports published."""
+    auto: AutoBudget | None = None
+    if options.memory_budget == AUTO:
+        auto = work_out_budget(inputs, options.reserve)
+        options = replace(options, memory_budget=auto.budget_bytes if auto else None, reserve=None)
     partitioner = RematPartitioner(options)
     token = _collected.set([])
     try:
@@ -86,10 +93,12 @@ def lower(module: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Ca
             reports = _collected.get() or []
         else:
             compiled, reports = _lower_with_inductor(module, inputs, options, partitioner)
+    except InfeasibleBudgetError as error:
+        raise (auto.explain(error) if auto else error) from None
     finally:
         _collected.reset(token)
     for report in reports:
-        _publish(report, options)
+        _publish(replace(report, auto_budget=auto), options)
         _warn_of_several_graphs(report)
     return compiled
 

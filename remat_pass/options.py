@@ -16,12 +16,16 @@ import os
 import re
 import typing
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 from remat_pass import _torch_compat
 from remat_pass.errors import OptionError
 from remat_pass.units import parse_bytes
 
 MEMORY_BUDGET_VARIABLE = "REMAT_MEMORY_BUDGET"
+
+AUTO: Literal["auto"] = "auto"
+"""The budget that is worked out when a graph is compiled (`auto_budget`)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,21 +34,23 @@ class Options:
 
     Attributes:
         memory_budget: Most bytes the step may hold at its peak (int), that as a fraction in (0, 1] of the
-            unconstrained peak (float), or None for no budget.
+            unconstrained peak (float), "auto" for what is left when the graph is compiled, or None for no budget.
         lowering: "inductor" or "eager".
         on_infeasible: "raise" or "warn".
         cost_model: "roofline" or "measured".
         debug_dir: Absolute path of a folder to write to, or None.
         plan: Absolute path of an existing plan file or `debug_dir`, or None.
+        reserve: Bytes that "auto" leaves free, or None for twice the trainable bytes; None without "auto".
         inductor: Options handed to Inductor, in the order of their names; empty under "eager".
     """
 
-    memory_budget: float | int | None = None
+    memory_budget: float | int | Literal["auto"] | None = None
     lowering: str = "inductor"
     on_infeasible: str = "raise"
     cost_model: str = "roofline"
     debug_dir: str | None = None
     plan: str | None = None
+    reserve: int | None = None
     inductor: tuple[tuple[str, object], ...] = ()
 
 
@@ -64,9 +70,9 @@ def resolve_options(options: Mapping[str, object] | None, mode: str | None = Non
         mode: What the caller passed as `torch.compile(mode=...)`: same as `options={"mode": mode}`.
 
     Raises:
-        OptionError: A name or a value is wrong, or Inductor's options come together with `lowering="eager"`. Only
-            options of the same call or a later one clash: an explicit "eager" sets those of `set_default_options`
-            aside.
+        OptionError: A name or a value is wrong, or an option would have no effect: one of Inductor with
+            `lowering="eager"`, `reserve` without `memory_budget="auto"`. Only options of the same call or a later one
+            clash: an explicit "eager" or another budget sets those of `set_default_options` aside.
     """
     explicit = _read_layer(_with_mode(options, mode))
     ours = {**_environment(), **_defaults.ours, **explicit.ours}
@@ -74,6 +80,9 @@ def resolve_options(options: Mapping[str, object] | None, mode: str | None = Non
     if ours.get("lowering") == "eager":
         _refuse_inductor_options(explicit)
         inductor = {}
+    if ours.get("memory_budget") != AUTO:
+        _refuse_reserve(explicit, ours.get("memory_budget"))
+        ours["reserve"] = None
     return dataclasses.replace(Options(), **ours, inductor=tuple(sorted(inductor.items())))  # type: ignore[arg-type]
 
 
@@ -93,8 +102,8 @@ def set_default_options(**options: object) -> None:
     _defaults = layer
 
 
-def parse_memory_budget(value: object) -> float | int | None:
-    """Turns what a user writes into bytes (int), a fraction of the unconstrained peak (float), or None: no budget.
+def parse_memory_budget(value: object) -> float | int | Literal["auto"] | None:
+    """Turns what a user writes into bytes (int), a fraction of the unconstrained peak (float), "auto", or None.
 
     Strings also come from environment variables: "0.5" is a fraction, "123456" bytes, "6GiB" bytes, "none" no budget.
 
@@ -148,6 +157,14 @@ def _refuse_inductor_options(layer: _Layer) -> None:
         )
 
 
+def _refuse_reserve(layer: _Layer, memory_budget: object) -> None:
+    if layer.ours.get("reserve") is not None:
+        raise OptionError(
+            f"reserve={layer.ours['reserve']!r}: would have no effect with memory_budget={memory_budget!r}, which says "
+            'itself how much memory a step may take; drop one of the two or pass memory_budget="auto"'
+        )
+
+
 def _expand_mode(mode: object) -> dict[str, object]:
     if not isinstance(mode, str) or not mode:
         raise OptionError(f'mode={mode!r}: must be a mode of torch.compile, such as "max-autotune"')
@@ -188,7 +205,7 @@ def _unknown_option(key: object, known: list[str]) -> str:
 # Values. Each parser takes the name to blame and what the user wrote.
 
 
-def _parse_budget(name: str, value: object) -> float | int | None:
+def _parse_budget(name: str, value: object) -> float | int | Literal["auto"] | None:
     if value is None:
         return None
     if isinstance(value, str):
@@ -200,8 +217,10 @@ def _parse_budget(name: str, value: object) -> float | int | None:
     raise OptionError(f"{name}={value!r}: must be None, {_BUDGET_FORMS}")
 
 
-def _parse_budget_text(name: str, text: str) -> float | int | None:
+def _parse_budget_text(name: str, text: str) -> float | int | Literal["auto"] | None:
     stripped = text.strip()
+    if stripped.lower() == AUTO:
+        return AUTO
     if stripped.lower() == "none":
         return None
     if re.fullmatch(r"[+-]?[0-9]+", stripped):
@@ -237,6 +256,26 @@ def _check_fraction(name: str, written: object, fraction: float) -> float:
     return fraction
 
 
+def _parse_reserve(name: str, value: object) -> int | None:
+    if value is None:
+        return None
+    size_bytes: int | None = None
+    if isinstance(value, str):
+        size_bytes = int(value) if re.fullmatch(r"\s*[0-9]+\s*", value) else _parse_size(name, value)
+    elif isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        size_bytes = int(value)
+    if size_bytes is None or size_bytes < 0:
+        raise OptionError(f'{name}={value!r}: must be None, an int of at least 0 (bytes) or a string such as "2GiB"')
+    return size_bytes
+
+
+def _parse_size(name: str, text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except OptionError as error:
+        raise OptionError(f"{name}={text!r}: {error}") from None
+
+
 def _parse_choice(name: str, value: object) -> str:
     choices = _CHOICES[name]
     if not isinstance(value, str) or value not in choices:
@@ -269,7 +308,9 @@ def _parse_plan(name: str, value: object) -> str | None:
     return path
 
 
-_BUDGET_FORMS = 'an int (bytes), a float in (0, 1] (fraction of the unconstrained peak) or a string such as "6GiB"'
+_BUDGET_FORMS = (
+    'an int (bytes), a float in (0, 1] (fraction of the unconstrained peak) or a string such as "6GiB" or "auto"'
+)
 
 _CHOICES = {
     "lowering": ("inductor", "eager"),
@@ -284,6 +325,7 @@ _PARSERS: Mapping[str, Callable[[str, object], object]] = {
     "cost_model": _parse_choice,
     "debug_dir": _parse_debug_dir,
     "plan": _parse_plan,
+    "reserve": _parse_reserve,
 }
 
 _defaults = _Layer(

@@ -14,7 +14,7 @@ from torch import fx
 from remat_pass.analysis import analyze
 from remat_pass.breakdown import break_down
 from remat_pass.choice import Choice, IncumbentPlan, Judge, choose, infeasible, simulated_judge
-from remat_pass.errors import PlanError, RematWarning
+from remat_pass.errors import OptionError, PlanError, RematWarning
 from remat_pass.incumbent import torch_partition
 from remat_pass.inductor_peak import inductor_judge, judge_graphs
 from remat_pass.joint_graph import JointGraph, capture
@@ -48,14 +48,17 @@ def partition(
         static_indices: Positions of parameters and buffers among the primals, or None if unknown.
 
     Raises:
+        OptionError: The budget is "auto", which only the backend can work out, from the inputs that Dynamo captured.
         InfeasibleBudgetError: No plan fits, and `on_infeasible` is "raise".
         PlanError: `options.plan` has no usable plan for this graph.
         VerificationError: A bug of this package was caught.
     """
     begin = time.perf_counter()
+    if isinstance(options.memory_budget, str):
+        raise OptionError(f'memory_budget={options.memory_budget!r} needs torch.compile(backend="remat"); pass bytes')
     fuses = options.lowering == "inductor"
     joint = capture(module, forward_count=forward_count, static_indices=static_indices)
-    problem, unprobed = analyze(joint, fuses=fuses, cost_model=options.cost_model)
+    joint, problem, unprobed = analyze(joint, fuses=fuses, cost_model=options.cost_model)
     patches = inductor_patches(options)
     incumbent = torch_partition(joint, problem, inputs) if fuses else None
     judge = inductor_judge(joint, problem, patches) if fuses else simulated_judge(problem)

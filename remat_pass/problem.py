@@ -170,6 +170,16 @@ class RematProblem:
         """Whether each value keeps a storage of another alive; shape (values,), bool."""
         return np.array([bool(v.holds) for v in self.values], dtype=bool)
 
+    def is_kind(self, *kinds: Kind) -> np.ndarray:
+        """Whether each value is of one of the kinds; shape (values,), bool."""
+        if kinds not in self._of_kind:
+            self._of_kind[kinds] = np.array([v.kind in kinds for v in self.values], dtype=bool)
+        return self._of_kind[kinds]
+
+    @cached_property
+    def _of_kind(self) -> dict[tuple[Kind, ...], np.ndarray]:
+        return {}
+
     @cached_property
     def parts(self) -> dict[int, tuple[int, ...]]:
         """For every op that returns several values these, in order."""
@@ -191,9 +201,38 @@ class RematProblem:
         return tuple(i for i, v in enumerate(self.values) if not v.needs_tangent)
 
     @cached_property
-    def forward_layouts(self) -> dict[tuple[int, ...], tuple[list[int], list[list[int]], dict[int, int]]]:
-        """Layouts of forward that `schedule` has made, by what it runs beside what it must."""
+    def forward_layouts(self) -> dict[tuple[int, ...], tuple[int, ...]]:
+        """Steps of forward that `schedule` has worked out, by what it runs beside what it must."""
         return {}
+
+    @cached_property
+    def read_values(self) -> np.ndarray:
+        """What the values read, inputs left out, one value's reads behind the other's; shape (reads,), int64."""
+        return np.array([r for v in self.values for r in v.reads if r not in self.inputs], dtype=np.int64)
+
+    @cached_property
+    def read_bounds(self) -> np.ndarray:
+        """Value v reads `read_values[read_bounds[v] : read_bounds[v + 1]]`; shape (values + 1,), int64."""
+        return np.cumsum([0, *(sum(r not in self.inputs for r in v.reads) for v in self.values)])
+
+    @cached_property
+    def is_forward(self) -> np.ndarray:
+        """Whether each value can be computed without a tangent; shape (values,), bool."""
+        return np.array([not v.needs_tangent for v in self.values], dtype=bool)
+
+    @cached_property
+    def origins(self) -> tuple[tuple[int, ...], ...]:
+        """What has to run with each value if it is not there: what it reads, and its parts."""
+        return tuple((*v.reads, *self.parts.get(i, ())) for i, v in enumerate(self.values))
+
+    @cached_property
+    def backward_steps(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """What runs in backward, each with what it reads that needs no tangent, inputs left out; in order."""
+        values, inputs = self.values, self.inputs
+        return tuple(
+            (i, tuple(r for r in values[i].reads if not values[r].needs_tangent and r not in inputs))
+            for i in self.runs_in_backward
+        )
 
     @cached_property
     def inputs(self) -> frozenset[int]:

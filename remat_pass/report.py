@@ -10,12 +10,14 @@ import threading
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from torch import fx
 
+from remat_pass.auto_budget import AutoBudget
 from remat_pass.breakdown import PeakBreakdown
 from remat_pass.plan_file import FILE_NAME
 from remat_pass.problem import Kind, RematPlan, RematProblem, Value
@@ -23,6 +25,7 @@ from remat_pass.units import format_bytes
 
 _ROWS = 12
 _WIDTH = 118
+_FROM = "    worked out from  "
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,8 @@ class RematReport:
     forward_code: str
     backward_code: str
     plan_json: str
+    auto_budget: AutoBudget | None = None
+    """What `memory_budget="auto"` was worked out from; None for any other budget."""
     forward_graph: fx.GraphModule | None = field(default=None, compare=False, repr=False)
     """The graph handed to the lowering; None if the report came back from a warm cache."""
     backward_graph: fx.GraphModule | None = field(default=None, compare=False, repr=False)
@@ -93,15 +98,14 @@ class RematReport:
 
     def __str__(self) -> str:
         """A table for people, without colours."""
-        buffer = StringIO()
-        Console(file=buffer, width=_WIDTH, no_color=True).print(_summary(self), _decision_table(self), sep="\n")
-        return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+        return print_plainly(_summary(self), _decision_table(self))
 
     def to_json(self) -> str:
         """All but the graphs."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NOT_IN_JSON}
         fields["peak"] = dataclasses.asdict(self.peak)
         fields["decisions"] = [dataclasses.asdict(d) for d in self.decisions]
+        fields["auto_budget"] = self.auto_budget and dataclasses.asdict(self.auto_budget)
         return json.dumps(fields, indent=1)
 
     @classmethod
@@ -114,6 +118,7 @@ class RematReport:
         fields["peak"] = PeakBreakdown(**peak)
         fields["decisions"] = tuple(ValueDecision(**d) for d in fields["decisions"])
         fields["unprobed_ops"], fields["overruled"] = tuple(fields["unprobed_ops"]), tuple(fields["overruled"])
+        fields["auto_budget"] = fields["auto_budget"] and AutoBudget(**fields["auto_budget"])
         return cls(**fields)
 
     def write(self, debug_dir: str) -> Path:
@@ -130,6 +135,13 @@ class RematReport:
         ):
             (folder / name).write_text(text)
         return folder
+
+
+def print_plainly(*parts: str | Table) -> str:
+    """What rich prints of texts and tables, without colours."""
+    buffer = StringIO()
+    Console(file=buffer, width=_WIDTH, no_color=True).print(*parts, sep="\n")
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 
 _NOT_IN_JSON = frozenset({"forward_graph", "backward_graph", "problem"})
@@ -198,7 +210,7 @@ def _summary(report: RematReport) -> str:
     budget = "no budget" if report.budget_bytes is None else format_bytes(report.budget_bytes)
     lines = [
         f"remat_pass: graph {report.graph_id[:12]}, lowering {report.lowering}, plan by {report.origin}",
-        f"  budget             {budget:>12}",
+        f"  budget             {budget:>12}{'  (auto)' if report.auto_budget else ''}",
         f"  predicted peak     {format_bytes(report.predicted_peak_bytes):>12}  (error within "
         f"{report.margin_permille / 10:g}%), in {report.peak.program} at {report.peak.value}",
         f"    of which         {report.peak.describe()}",
@@ -209,6 +221,10 @@ def _summary(report: RematReport) -> str:
         f"  recompute          {report.recompute_ns / 1e6:>9.3f} ms  estimated per step",
         f"  planning           {report.planning_seconds:>9.2f} s",
     ]
+    if report.auto_budget:
+        lines[2:2] = wrap(
+            report.auto_budget.describe(), _WIDTH, initial_indent=_FROM, subsequent_indent=" " * len(_FROM)
+        )
     if report.sizes_are_hints:
         lines.append("  shapes are dynamic: all figures hold at the sizes seen while compiling")
     if report.unprobed_ops:

@@ -16,9 +16,12 @@ dropped, and the next reader computes another copy. Forgetting is what brings th
 each value can reach.
 """
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, pairwise
+
+import numpy as np
 
 from remat_pass.problem import CopyId, Kind, RematPlan, RematProblem, Run
 
@@ -38,22 +41,42 @@ class Decisions:
     """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """A plan laid out on one clock: forward steps, the arrival of the tangents, backward steps.
 
-    `reads[p]` are the positions read by the step at position p; inputs, which are always there, are left out.
+    Positions count from 0; inputs, which are always there, have none.
     """
 
     values: list[int]
-    reads: list[list[int]]
-    copies: list[int]
+    copies: np.ndarray
+    """Which run of its value a step is: 0 in forward, from 1 on for what backward recomputes; shape (steps,), int64."""
+    read: np.ndarray
+    """Positions that the steps read, one step's behind the other's; shape (reads,), int64."""
+    bounds: np.ndarray
+    """Step p reads `read[bounds[p] : bounds[p + 1]]`; shape (steps + 1,), int64."""
     forward_end: int
     """Position of the first step after forward: tangents, then backward."""
     saved: list[int]
     """Positions in forward that backward reads or returns."""
     returned: list[int]
     """Positions of the gradients."""
+
+    @cached_property
+    def steps(self) -> np.ndarray:
+        """`values` as an array; shape (steps,), int64."""
+        return np.array(self.values, dtype=np.int64)
+
+    @cached_property
+    def readers(self) -> np.ndarray:
+        """Position of the step that reads, for each entry of `read`; shape (reads,), int64."""
+        return np.repeat(np.arange(len(self.values)), np.diff(self.bounds))
+
+    @cached_property
+    def reads(self) -> list[list[int]]:
+        """For every step the positions it reads."""
+        read = self.read.tolist()
+        return [read[a:b] for a, b in pairwise(self.bounds.tolist())]
 
     def output_positions(self, problem: RematProblem) -> list[int]:
         """Positions of what forward returns to the caller."""
@@ -82,56 +105,77 @@ def decide(
 
 def lay_out(problem: RematProblem, decisions: Decisions) -> Program:
     """The execution order of the module docstring."""
-    values = problem.values
-    order, reads, positions = _forward(problem, decisions)
+    order = list(_forward(problem, decisions))
     begin = len(order)
-    saved = [positions[s] for s in decisions.saved if s in positions]
-    # From here on a recomputed value means the backward copy that is there, if any.
-    positions = {s: positions[s] for s in decisions.saved if s in positions}
-    made = dict.fromkeys(decisions.recomputed, 0)
-    copies = [0] * begin
-
-    def absent(wanted: Iterable[int]) -> list[int]:
-        missing = [r for r in wanted if r in made and r not in positions]
-        steps = _with_origins(problem, missing, made, positions) if missing else []
-        for v in steps:
-            made[v] += 1
-        return steps
-
-    def run(steps: Iterable[int]) -> None:
-        for v in steps:
-            reads.append([positions[r] for r in values[v].reads if r in positions])
-            positions[v] = len(order)
-            order.append(v)
-            copies.append(made.get(v, 0))
-
-    run(problem.tangents)
-    for v in problem.runs_in_backward:
-        run((*absent(values[v].reads), v))
+    order += problem.tangents
+    absent = bytearray(len(problem.values))
+    """1 for what has to run before it can be read."""
+    for v in decisions.recomputed:
+        absent[v] = 1
+    parts = {v for v in decisions.recomputed if problem.values[v].kind is Kind.PART} if decisions.forgotten else set()
+    forgettable = {*decisions.recomputed} - problem.drawn if decisions.forgotten else set()
+    for v, wanted in problem.backward_steps:
+        for r in wanted:
+            if absent[r]:
+                order += _run_origins(problem, wanted, absent)
+        order.append(v)
         for u in decisions.forgotten.get(v, ()):
-            if u in made and u not in problem.drawn:
-                positions.pop(u, None)
-                if values[u].kind is Kind.PART:  # comes with its op, whenever that runs
-                    positions.pop(values[u].reads[0], None)
-    run(absent(problem.gradients))
-    returned = [positions[g] for g in problem.gradients if g in positions]
-    return Program(order, reads, copies, begin, saved, returned)
+            if u in forgettable:
+                absent[u] = 1
+                if u in parts:  # comes with its op, whenever that runs
+                    absent[problem.values[u].reads[0]] = 1
+    order += _run_origins(problem, problem.gradients, absent)
+    return _linked(problem, decisions, order, begin)
+
+
+def _linked(problem: RematProblem, decisions: Decisions, order: list[int], begin: int) -> Program:
+    """The program of an order: a step reads the latest run of a value."""
+    steps = np.array(order, dtype=np.int64)
+    count = len(order)
+    first, latest = (np.full(len(problem.values), -1) for _ in range(2))
+    first[steps[:begin]] = np.arange(begin)
+    latest[steps] = np.arange(count)  # of several runs the last one stays
+    starts, wanted = problem.read_bounds[steps], problem.read_values
+    lengths = problem.read_bounds[steps + 1] - starts
+    bounds = np.concatenate(([0], lengths.cumsum()))
+    wanted = wanted[np.arange(bounds[-1]) + np.repeat(starts - bounds[:-1], lengths)]
+    readers = np.repeat(np.arange(count), lengths)
+    read = latest[wanted]
+    late = np.flatnonzero(read >= readers)
+    if len(late):
+        by_value = np.argsort(steps, kind="stable")
+        keys = steps[by_value] * count + by_value
+        read[late] = by_value[np.searchsorted(keys, wanted[late] * count + readers[late]) - 1]
+    saved, returned = first[list(decisions.saved)], latest[list(problem.gradients)]
+    copies = _count_copies(problem, steps, begin)
+    return Program(order, copies, read, bounds, begin, saved[saved >= 0].tolist(), returned[returned >= 0].tolist())
+
+
+def _count_copies(problem: RematProblem, steps: np.ndarray, begin: int) -> np.ndarray:
+    """`Program.copies`."""
+    copies = np.zeros(len(steps), dtype=np.int64)
+    again = begin + np.flatnonzero(problem.is_forward[steps[begin:]])
+    by_value = again[np.argsort(steps[again], kind="stable")]
+    ranks = np.arange(len(by_value))
+    is_first = np.diff(steps[by_value], prepend=-1) != 0
+    copies[by_value] = ranks - np.maximum.accumulate(np.where(is_first, ranks, 0)) + 1
+    return copies
 
 
 def plan_of(problem: RematProblem, decisions: Decisions) -> RematPlan:
     """The plan that runs in the order of the module docstring."""
     program = lay_out(problem, decisions)
-    in_program = set(program.values)
+    in_program, copies = set(program.values), program.copies.tolist()
 
     def run(p: int) -> Run:
         v, positions = program.values[p], iter(program.reads[p])
-        return Run(v, program.copies[p], tuple(copy(r, positions) for r in problem.values[v].reads))
+        return Run(v, copies[p], tuple(copy(r, positions) for r in problem.values[v].reads))
 
     def copy(r: int, positions: Iterable[int]) -> CopyId:
         if r not in in_program:
             return r, 0
         p = next(iter(positions))
-        return program.values[p], program.copies[p]
+        return program.values[p], copies[p]
 
     backward = range(program.forward_end + len(problem.tangents), len(program.values))
     return RematPlan(
@@ -150,10 +194,17 @@ def program_of(problem: RematProblem, plan: RematPlan) -> Program:
         reads.append([positions[copy] for copy in step.reads if copy in positions])
         positions[step.value, step.copy] = position
     latest = {step.value: position for position, step in enumerate(steps)}
-    saved = sorted({p for q in range(begin, len(steps)) for p in reads[q] if p < begin})
     returned = [latest[g] for g in problem.gradients if g in latest]
-    saved = sorted({*saved, *(p for p in returned if p < begin)})
-    return Program([s.value for s in steps], reads, [s.copy for s in steps], begin, saved, returned)
+    saved = sorted({p for p in (*chain.from_iterable(reads[begin:]), *returned) if p < begin})
+    return Program(
+        [s.value for s in steps],
+        np.array([s.copy for s in steps], dtype=np.int64),
+        np.array([*chain.from_iterable(reads)], dtype=np.int64),
+        np.cumsum([0, *map(len, reads)]),
+        begin,
+        saved,
+        returned,
+    )
 
 
 def added_ns(problem: RematProblem, saved: Iterable[int], repeats: Mapping[int, int]) -> int:
@@ -170,21 +221,20 @@ def added_ns(problem: RematProblem, saved: Iterable[int], repeats: Mapping[int, 
 
 def repeats(program: Program) -> dict[int, int]:
     """How often values are run again: all runs but the first, wherever that is."""
-    return {v: n - 1 for v, n in Counter(program.values).items() if n > 1}
+    again = np.bincount(program.steps, minlength=1) - 1
+    return {v: int(again[v]) for v in np.flatnonzero(again > 0).tolist()}
 
 
-def _forward(problem: RematProblem, decisions: Decisions) -> tuple[list[int], list[list[int]], dict[int, int]]:
-    """Steps of forward, what they read, and where each value is; fresh outer lists, shared inner ones."""
+def _forward(problem: RematProblem, decisions: Decisions) -> tuple[int, ...]:
+    """Steps of forward."""
     must = problem.runs_in_forward
     more = tuple(s for s in decisions.saved if not must[s] and s not in problem.inputs)
     known = problem.forward_layouts
     if more not in known:
-        values, needed = problem.values, _moved_to_forward(problem, more)
-        order = [i for i in problem.forward_values if (must[i] or i in needed) and i not in problem.inputs]
-        positions = {v: p for p, v in enumerate(order)}
-        known[more] = order, [[positions[r] for r in values[v].reads if r in positions] for v in order], positions
-    order, reads, positions = known[more]
-    return list(order), list(reads), positions
+        needed = _moved_to_forward(problem, more)
+        order = (i for i in problem.forward_values if (must[i] or i in needed) and i not in problem.inputs)
+        known[more] = tuple(order)
+    return known[more]
 
 
 def _moved_to_forward(problem: RematProblem, saved: Iterable[int]) -> set[int]:
@@ -198,16 +248,17 @@ def _moved_to_forward(problem: RematProblem, saved: Iterable[int]) -> set[int]:
     return needed
 
 
-def _with_origins(
-    problem: RematProblem, wanted: list[int], recomputed: Collection[int], present: Collection[int]
-) -> list[int]:
-    """The wanted values and what they are computed from, as far as it is not there, in joint-graph order."""
-    values, parts = problem.values, problem.parts
-    missing = set(wanted)
-    while wanted:
-        v = wanted.pop()
-        for r in (*values[v].reads, *parts.get(v, ())):
-            if r in recomputed and r not in missing and r not in present:
-                missing.add(r)
-                wanted.append(r)
+def _run_origins(problem: RematProblem, wanted: Iterable[int], absent: bytearray) -> list[int]:
+    """What is absent of the wanted values and of what they are computed from, in joint-graph order; now it is there.
+
+    The parts of an op come right behind it.
+    """
+    missing = [r for r in wanted if absent[r]]
+    for v in missing:
+        absent[v] = 0
+    for v in missing:  # grows
+        for r in problem.origins[v]:
+            if absent[r]:
+                absent[r] = 0
+                missing.append(r)
     return sorted(missing)

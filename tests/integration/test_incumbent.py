@@ -21,7 +21,7 @@ def incumbent_of(module: nn.Module, x: Tensor) -> Incumbent | None:
     def partition(joint_module: fx.GraphModule, inputs: Any, *, num_fwd_outputs: int, **more: Any) -> Any:
         static = more.get("static_lifetime_input_indices")
         joint = capture(joint_module, forward_count=num_fwd_outputs, static_indices=static)
-        problem, _ = analyze(joint, fuses=True, cost_model="roofline")
+        joint, problem, _ = analyze(joint, fuses=True, cost_model="roofline")
         found.append(torch_partition(joint, problem, inputs))
         return _torch_compat.partition_like_torch(
             joint_module, inputs, forward_count=num_fwd_outputs, static_indices=static or []

@@ -15,14 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remat_pass.chain import Proposal
 from remat_pass.choice import choose, infeasible
 from remat_pass.liveness import simulate
 from remat_pass.mincut import cheapest_saved_set
 from remat_pass.plan_file import check_plan
 from remat_pass.problem import CopyId, Kind, RematPlan, RematProblem
 from remat_pass.schedule import Decisions, added_ns, decide, lay_out, plan_of, program_of, repeats
-from remat_pass.solver import evaluate, fastest_within, frontier
+from remat_pass.search import Proposal, evaluate
+from remat_pass.solver import fastest_within, frontier
+from tests.support.problems import laid_out
 from tests.support.random_problems import problems
 
 thorough = settings(max_examples=100, deadline=None, derandomize=True)
@@ -128,7 +129,7 @@ def test_no_recomputed_value_could_run_later(case: tuple[RematProblem, Decisions
 @given(decided())
 def test_decisions_and_their_plan_lay_out_alike(case: tuple[RematProblem, Decisions]) -> None:
     problem, decisions = case
-    assert lay_out(problem, decisions) == program_of(problem, plan_of(problem, decisions))
+    assert laid_out(lay_out(problem, decisions)) == laid_out(program_of(problem, plan_of(problem, decisions)))
 
 
 @thorough
@@ -176,13 +177,13 @@ def test_the_frontier_rises_in_time_and_falls_in_bytes(problem: RematProblem) ->
         assert faster.peak_bytes > slower.peak_bytes
     for candidate in candidates:
         assert check_plan(problem, plan_of(problem, candidate.decisions)) is None
-        assert evaluate(problem, candidate.proposal) == candidate
+        assert evaluate(problem, candidate.proposal).candidate == candidate
 
 
 @brief
 @given(problems())
 def test_the_frontier_is_no_worse_than_keeping_everything(problem: RematProblem) -> None:
-    everything = evaluate(problem, Proposal(frozenset(range(len(problem.values)))))
+    everything = evaluate(problem, Proposal(frozenset(range(len(problem.values))))).candidate
     candidates = frontier(problem, extra=(everything.proposal.keep,), honour_wishes=False)
     assert candidates[-1].peak_bytes <= everything.peak_bytes
     assert candidates[0].recompute_ns <= everything.recompute_ns

@@ -190,3 +190,9 @@ def step(problem: RematProblem, name: str, *reads: str) -> Run:
 
 def _text(problem: RematProblem, steps: Iterable[Run]) -> str:
     return " ".join(problem.values[s.value].name + "'" * s.copy for s in steps)
+
+
+def laid_out(program: Program) -> tuple[object, ...]:
+    """All that a program says, to be compared with another."""
+    copies = program.copies.tolist()
+    return program.values, copies, program.reads, program.forward_end, program.saved, program.returned

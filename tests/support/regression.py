@@ -16,7 +16,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 import remat_pass
-from remat_pass import _torch_compat, chain, solver
+from remat_pass import _torch_compat, search
 from remat_pass.liveness import Liveness, simulate
 from remat_pass.problem import RematProblem
 from remat_pass.schedule import Program
@@ -83,7 +83,7 @@ def _planned(name: str, budget: float | int | None) -> tuple[int, remat_pass.Rem
         (outputs[0] if isinstance(outputs, tuple) else outputs).backward()
         module.zero_grad(set_to_none=True)
 
-    with mock.patch.object(solver, "simulate", counting), mock.patch.object(chain, "simulate", counting):
+    with mock.patch.object(search, "simulate", counting):
         step()
     return visited, remat_pass.reports()[-1], remat_pass.measure_peak_bytes(step, device="cpu")
 

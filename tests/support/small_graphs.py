@@ -6,7 +6,7 @@ and it is traced without running: only the scratch memory of its ops is measured
     problems()["attention"]      a torch-free RematProblem, op by op (nothing fuses)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -17,7 +17,7 @@ from functorch.compile import aot_function
 from torch import Tensor, nn
 
 from remat_pass.analysis import analyze
-from remat_pass.joint_graph import capture
+from remat_pass.joint_graph import JointGraph, capture
 from remat_pass.problem import RematProblem
 
 ROWS = 1024
@@ -36,20 +36,35 @@ def problems() -> dict[str, RematProblem]:
 
 def capture_problem(module: nn.Module, inputs: tuple[Tensor, ...]) -> RematProblem:
     """The problem of a module whose forward returns one loss or several."""
-    parameters = dict(module.named_parameters())
-    captured: list[RematProblem] = []
+    return analyze(capture_joint(module, inputs)[0], fuses=False, cost_model="roofline")[1]
+
+
+def capture_joint(
+    module: nn.Module, inputs: tuple[Tensor, ...], decompositions: Mapping[Any, Callable[..., Any]] | None = None
+) -> tuple[JointGraph, list[Any]]:
+    """The joint graph of a module whose forward returns one loss or several, and its fake inputs.
+
+    Args:
+        module: Its parameters and buffers are the graph's static inputs.
+        inputs: What it is called with.
+        decompositions: By op; None leaves ops as they are, as eager lowering does.
+    """
+    static = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    captured: list[tuple[JointGraph, list[Any]]] = []
 
     def step(*arguments: Tensor) -> Any:
-        named = dict(zip(parameters, arguments, strict=False))
+        named = dict(zip(static, arguments, strict=False))
         return torch.func.functional_call(module, named, arguments[len(named) :])
 
-    def keep(graph: torch.fx.GraphModule, _inputs: Any, *, num_fwd_outputs: int, **_: Any) -> Any:
-        joint = capture(graph, forward_count=num_fwd_outputs, static_indices=range(len(parameters)))
-        captured.append(analyze(joint, fuses=False, cost_model="roofline")[0])
+    def keep(graph: torch.fx.GraphModule, fakes: Any, *, num_fwd_outputs: int, **_: Any) -> Any:
+        captured.append((capture(graph, forward_count=num_fwd_outputs, static_indices=range(len(static))), fakes))
         raise _Captured
 
+    traced = aot_function(
+        step, fw_compiler=lambda graph, _: graph, partition_fn=keep, decompositions=dict(decompositions or {})
+    )
     try:
-        aot_function(step, fw_compiler=lambda graph, _: graph, partition_fn=keep)(*parameters.values(), *inputs)
+        traced(*static.values(), *inputs)
     except _Captured:
         return captured[0]
     raise AssertionError("the module has no backward")

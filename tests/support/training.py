@@ -120,7 +120,7 @@ class ForcedPartitioner:
         **_: Any,
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         joint = capture(module, forward_count=num_fwd_outputs, static_indices=static_lifetime_input_indices)
-        problem, _unprobed = analyze(joint, fuses=False, cost_model="roofline")
+        joint, problem, _unprobed = analyze(joint, fuses=False, cost_model="roofline")
         plan = self.planner(problem)
         rewritten = rewrite(joint, problem, plan)
         verify(joint, problem, plan, rewritten)

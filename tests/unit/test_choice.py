@@ -9,11 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from remat_pass.chain import Proposal
 from remat_pass.choice import Choice, IncumbentPlan, Judgement, choose, infeasible, simulated_judge
 from remat_pass.errors import InfeasibleBudgetError
 from remat_pass.problem import RematPlan, RematProblem
-from remat_pass.solver import evaluate
+from remat_pass.search import Proposal, evaluate
 from tests.support.problems import MIB, US, Draft, chain, diamond, keep, names, residual_chain
 
 
@@ -128,7 +127,9 @@ def test_the_fraction_that_the_error_names_is_enough_to_the_byte(least: int, unc
 
 def incumbent(problem: RematProblem, kept: str, mib: int) -> IncumbentPlan:
     kept_values = keep(problem, kept)
-    return IncumbentPlan(kept_values, Judgement(mib * MIB, evaluate(problem, Proposal(kept_values)).recompute_ns))
+    return IncumbentPlan(
+        kept_values, Judgement(mib * MIB, evaluate(problem, Proposal(kept_values)).candidate.recompute_ns)
+    )
 
 
 def test_the_incumbent_stays_where_neither_its_time_nor_its_order_is_beaten() -> None:

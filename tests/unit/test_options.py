@@ -104,6 +104,8 @@ class TestParseMemoryBudget:
             ("1", 1),
             ("none", None),
             ("None", None),
+            ("auto", "auto"),
+            (" Auto ", "auto"),
         ],
     )
     def test_accepts(self, value, expected):
@@ -165,7 +167,7 @@ def test_format_bytes(size_bytes, expected):
 
 class TestOurOptions:
     def test_defaults(self):
-        expected = Options(None, "inductor", "raise", "roofline", None, None, ())
+        expected = Options(None, "inductor", "raise", "roofline", None, None, None, ())
 
         assert resolve_options(None) == resolve_options({}) == Options() == expected
 
@@ -177,10 +179,11 @@ class TestOurOptions:
             "cost_model": "measured",
             "debug_dir": tmp_path / "debug",
             "plan": tmp_path,
+            "reserve": None,
         }
 
         assert resolve_options(given) == Options(
-            1024, "eager", "warn", "measured", str(tmp_path / "debug"), str(tmp_path), ()
+            1024, "eager", "warn", "measured", str(tmp_path / "debug"), str(tmp_path), None, ()
         )
 
     def test_dashes_are_underscores(self):
@@ -208,6 +211,36 @@ class TestOurOptions:
     def test_refuses_what_is_no_mapping(self, options):
         with pytest.raises(OptionError, match=re.escape(f"options={options!r}: must be a mapping")):
             resolve_options(options)
+
+
+class TestReserve:
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [(None, None), (0, 0), (7, 7), (numpy.int64(4096), 4096), ("2GiB", 2**31), (" 12 ", 12), ("0", 0), ("0GiB", 0)],
+    )
+    def test_accepts(self, value, expected):
+        assert resolve_options({"memory_budget": "auto", "reserve": value}) == Options("auto", reserve=expected)
+
+    @pytest.mark.parametrize("value", [-1, 0.5, True, [1]])
+    def test_refuses_other_values(self, value):
+        expected = f"reserve={value!r}: must be None, an int of at least 0 (bytes) or a string such as"
+        with pytest.raises(OptionError, match=re.escape(expected)):
+            resolve_options({"memory_budget": "auto", "reserve": value})
+
+    def test_refuses_other_texts(self):
+        with pytest.raises(OptionError, match="reserve='a lot': 'a lot' is not a size"):
+            resolve_options({"memory_budget": "auto", "reserve": "a lot"})
+
+    @pytest.mark.parametrize("budget", [None, 0.5, 4096])
+    def test_has_no_effect_on_other_budgets(self, budget):
+        with pytest.raises(OptionError, match=f"reserve=12: would have no effect with memory_budget={budget}"):
+            resolve_options({"memory_budget": budget, "reserve": 12})
+
+    def test_another_budget_sets_a_default_reserve_aside(self, monkeypatch):
+        monkeypatch.setenv(MEMORY_BUDGET_VARIABLE, "auto")
+        set_default_options(reserve=12)
+        assert resolve_options(None) == Options("auto", reserve=12)
+        assert resolve_options({"memory_budget": 0.5}) == Options(0.5)
 
 
 class TestPaths:

@@ -9,10 +9,10 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from remat_pass.chain import Proposal
 from remat_pass.problem import Kind, RematProblem
 from remat_pass.schedule import plan_of
-from remat_pass.solver import Candidate, evaluate, fastest_within, frontier
+from remat_pass.search import Candidate, Proposal, evaluate
+from remat_pass.solver import fastest_within, frontier
 from remat_pass.waists import crossings, measure_forward, narrow_waists
 from tests.support.problems import MIB, US, Draft, chain, diamond, keep, names, residual_chain, u_net
 
@@ -30,11 +30,11 @@ def waists_of(problem: RematProblem) -> list[frozenset[int]]:
 
 def test_evaluate_simulates_the_schedule_of_a_keep_set() -> None:
     problem = chain(3)
-    candidate = evaluate(problem, Proposal(keep(problem, "f2")))
+    candidate = evaluate(problem, Proposal(keep(problem, "f2"))).candidate
     assert names(problem, candidate.decisions.saved) == "x f2"
     assert curve((candidate,)) == [(4, 2)]
-    assert curve((evaluate(problem, Proposal(keep(problem, "f1 f2 f3"))),)) == [(5, 0)]
-    assert curve((evaluate(problem, Proposal(frozenset())),)) == [(5, 3)]
+    assert curve((evaluate(problem, Proposal(keep(problem, "f1 f2 f3"))).candidate,)) == [(5, 0)]
+    assert curve((evaluate(problem, Proposal(frozenset())).candidate,)) == [(5, 3)]
 
 
 def test_frontier_of_a_short_residual_chain_is_the_best_there_is() -> None:
@@ -105,8 +105,8 @@ def test_a_smaller_budget_never_has_a_larger_peak() -> None:
 def test_the_cliff_of_a_deep_residual_chain_is_bridged() -> None:
     """Saving everything and recomputing everything both hold all layers at once; the least peak is far below."""
     problem = residual_chain(32)
-    everything = evaluate(problem, Proposal(frozenset(range(len(problem.values))))).peak_bytes
-    nothing = evaluate(problem, Proposal(frozenset())).peak_bytes
+    everything = evaluate(problem, Proposal(frozenset(range(len(problem.values))))).candidate.peak_bytes
+    nothing = evaluate(problem, Proposal(frozenset())).candidate.peak_bytes
     least = frontier(problem)[-1].peak_bytes
     # a1 .. a32, r1 .. r31, the tangent and the first gradient
     assert everything == nothing == (32 * 4 + 31 + 1 + 4) * MIB
@@ -191,7 +191,7 @@ def test_extra_keep_sets_are_candidates() -> None:
     problem = diamond()
     for extra in (frozenset[int](), keep(problem, "left"), keep(problem, "a left right")):
         candidates = frontier(problem, extra=(extra,))
-        own = evaluate(problem, Proposal(extra))
+        own = evaluate(problem, Proposal(extra)).candidate
         assert any(c.peak_bytes <= own.peak_bytes and c.recompute_ns <= own.recompute_ns for c in candidates)
 
 

@@ -163,7 +163,8 @@ class _Table:
         if s == t:
             in_blocks = frozenset[int]().union(*self.blocks.members[start : s + 1])
             last = self.blocks.last_reader[s]
-            forgotten[last] = forgotten.get(last, frozenset()) | (in_blocks - held)
+            if last >= 0:
+                forgotten[last] = forgotten.get(last, frozenset()) | (in_blocks - held)
             return
         which = int(self.again_choice[t - s][s, level])
         is_option = which >= 0

@@ -39,6 +39,8 @@ _SAME_TIME = 0.001
 """Share of the step by which two estimated times may differ and still be called equal."""
 
 _MAX_TRIALS = 4
+_LAST_RESORTS = 3
+"""How many candidates of least simulated peak are judged before a budget is refused: the order may be another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +104,20 @@ def choose(
     chosen: Candidate | None = unconstrained
     if budget_bytes is not None:
         limit = budget_bytes * 1000 // (1000 + problem.margin_permille)
-        chosen = _search(honouring, limit, peak_of)
+        if unconstrained_bytes > limit:
+            chosen = _search(honouring, limit, peak_of)
         if chosen is None and memory_budget == 1.0 and isinstance(memory_budget, float):
             chosen = unconstrained  # the plan that defines the fraction 1.0 is not refused for its prediction error
         chosen = chosen or _search(free, limit, peak_of)
+    if chosen is None:
+        least = min((c for f in (honouring, free) for c in f[-_LAST_RESORTS:]), key=peak_of)
+    least_bytes = min(peak_of(least), peak_of(chosen or least))
     return Choice(
         candidate=chosen or least,
         budget_bytes=budget_bytes,
         unconstrained_peak_bytes=unconstrained_bytes,
-        least_peak_bytes=-(-peak_of(least) * (1000 + problem.margin_permille) // 1000),
-        is_incumbent=is_incumbent and budget_bytes is None,
+        least_peak_bytes=-(-least_bytes * (1000 + problem.margin_permille) // 1000),
+        is_incumbent=is_incumbent and chosen is unconstrained,
         fits=chosen is not None,
         overruled=_overruled(problem, chosen or least),
     )
@@ -152,7 +158,7 @@ def _search(candidates: tuple[Candidate, ...], limit: int, peak_of: Callable[[Ca
     """The fastest candidate found whose judged peak is at most the limit, or None.
 
     Judged and simulated peaks are taken to keep their ratio nearby, so each trial aims at the simulated peak that
-    should just fit. The candidate of least simulated peak is the last resort.
+    should just fit. The candidates of least simulated peaks are the last resort.
     """
     best: Candidate | None = None
     aim = limit
@@ -170,8 +176,9 @@ def _search(candidates: tuple[Candidate, ...], limit: int, peak_of: Callable[[Ca
         aim = candidate.peak_bytes * limit // peak
         if peak > limit:
             aim = min(aim, candidate.peak_bytes - 1)
-    if best is None and candidates and peak_of(candidates[-1]) <= limit:
-        best = candidates[-1]
+    for candidate in reversed(candidates[-_LAST_RESORTS:]):
+        if best is None and peak_of(candidate) <= limit:
+            best = candidate
     return best
 
 

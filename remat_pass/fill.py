@@ -98,9 +98,12 @@ def bridges(problem: RematProblem, simulated: Simulated) -> list[Bridge]:
         if not members or values[v].kind is Kind.PART:  # a part comes with its op
             continue
         size, ns = sum(values[m].size.hint for m in members), values[v].recompute_ns
-        if all(m in in_forward and values[m].cannot_save is None for m in members):
+        if v in in_forward and all(values[m].cannot_save is None for m in members):
             gain = len(at) * ns - sum(values[m].save_ns for m in members)
-            gaps = [(m, free[a], b) for m in members for a, b in zip((in_forward[m], *runs[m]), runs[m], strict=False)]
+            # Forward runs a part that nothing reads there only if it is saved.
+            first = {m: free[in_forward[m]] if m in in_forward else in_forward[v] + 1 for m in members}
+            ends = {m: (first[m], *(free[p] for p in runs[m])) for m in members}
+            gaps = [(m, a, b) for m in members for a, b in zip(ends[m], runs[m], strict=False)]
             found.append(Bridge(v, gain, size, True, tuple(gaps)))
         if all(len(runs[m]) == len(at) for m in members):
             for k in range(1, len(at)):

@@ -71,9 +71,10 @@ def _last_uses(problem: RematProblem, program: Program, runs_at: np.ndarray, exi
     # What a view or a value that is never stored reads is in use as long as that value is itself.
     passes_on = problem.has_holds[program.steps] | ~exists
     ends: list[int] = last_use.tolist()
+    read, bounds = program.read.tolist(), program.bounds.tolist()
     for p in np.flatnonzero(passes_on)[::-1].tolist():
         held = values[steps[p]].holds if exists[p] else None
-        for r in program.read[program.bounds[p] : program.bounds[p + 1]].tolist():
+        for r in read[bounds[p] : bounds[p + 1]]:
             if (held is None or steps[r] in held) and ends[r] < ends[p]:
                 ends[r] = ends[p]
     return np.array(ends, dtype=np.int64)

@@ -82,6 +82,8 @@ class RematPartitioner(_torch_compat.RematPartitionerBase):
 def lower(module: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
     """Compile a captured graph; training graphs are planned and their reports published."""
     auto: AutoBudget | None = None
+    if not _trains(module, inputs):  # there is nothing to plan, and Inductor's options stay as they are
+        options = replace(options, memory_budget=None)
     if options.memory_budget == AUTO:
         auto = work_out_budget(inputs, options.reserve)
         options = replace(options, memory_budget=auto.budget_bytes if auto else None, reserve=None)
@@ -101,6 +103,11 @@ def lower(module: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Ca
         _publish(replace(report, auto_budget=auto), options)
         _warn_of_several_graphs(report)
     return compiled
+
+
+def _trains(module: fx.GraphModule, inputs: Sequence[Any]) -> bool:
+    tensors = [*module.parameters(), *(x for x in inputs if isinstance(x, torch.Tensor))]
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def partitioner(**options: Any) -> RematPartitioner:

@@ -51,7 +51,10 @@ class Simulated:
 
 def evaluate(problem: RematProblem, proposal: Proposal) -> Simulated:
     """Judge one proposal."""
-    decisions = decide(problem, proposal.keep, proposal.forgotten)
+    return _simulated(problem, proposal, decide(problem, proposal.keep, proposal.forgotten))
+
+
+def _simulated(problem: RematProblem, proposal: Proposal, decisions: Decisions) -> Simulated:
     program = lay_out(problem, decisions)
     liveness = simulate(problem, program)
     recompute_ns = added_ns(problem, decisions.saved, repeats(program))
@@ -79,17 +82,20 @@ class Search:
     def add(self, proposal: Proposal) -> Simulated:
         """Judge a proposal, as changed by what the user wishes; without effort."""
         simulated = evaluate(self.problem, self._as_wished(proposal))
-        if self._is_new(simulated.candidate.proposal):
+        if self._is_new(simulated.decisions):
             self._candidates.append(simulated.candidate)
         return simulated
 
     def spend(self, proposal: Proposal) -> Simulated | None:
         """Judge a proposal if it is a new one and there is effort left for it."""
         proposal = self._as_wished(proposal)
-        if not self.trials or not self._is_new(proposal):
+        if not self.trials:
+            return None
+        decisions = decide(self.problem, proposal.keep, proposal.forgotten)
+        if not self._is_new(decisions):
             return None
         self._effort -= self._cost
-        simulated = evaluate(self.problem, proposal)
+        simulated = _simulated(self.problem, proposal, decisions)
         self._candidates.append(simulated.candidate)
         return simulated
 
@@ -111,8 +117,8 @@ class Search:
     def _as_wished(self, proposal: Proposal) -> Proposal:
         return Proposal((proposal.keep | self._wish_save) - self._wish_recompute, proposal.forgotten)
 
-    def _is_new(self, proposal: Proposal) -> bool:
-        key = (decide(self.problem, proposal.keep).saved, tuple(sorted(proposal.forgotten.items())))
+    def _is_new(self, decisions: Decisions) -> bool:
+        key = (decisions.saved, tuple(sorted(decisions.forgotten.items())))
         is_new = key not in self._seen
         self._seen.add(key)
         return is_new

@@ -176,19 +176,18 @@ def _refine(search: Search) -> None:
 
 
 def _single_changes(problem: RematProblem, simulated: Simulated) -> Iterator[Proposal]:
-    """The candidate with one value saved less, one bridge more, or one value forgotten earlier than its last use."""
+    """The candidate with one value saved less or more, or one for another, or one forgotten sooner or later."""
     keep, forgotten = simulated.candidate.proposal.keep, simulated.candidate.proposal.forgotten
     values, recomputed = problem.values, set(simulated.decisions.recomputed)
-    for v in simulated.decisions.saved:
-        if not values[v].is_input and not values[v].cannot_recompute and values[v].size.hint:
-            yield Proposal(keep - {v}, forgotten)
-    more = [bridged(problem, simulated, [bridge]) for bridge in bridges(problem, simulated)]
-    yield from more
+    less = [v for v in simulated.decisions.saved if not values[v].is_input and not values[v].cannot_recompute]
+    less = [v for v in less if values[v].size.hint]
+    more = [frozenset([v]) for v in simulated.decisions.recomputed if not values[v].cannot_save and values[v].size.hint]
+    more += [frozenset(parts) & recomputed for op, parts in problem.parts.items() if op in recomputed]
+    yield from (Proposal(keep - {v}, forgotten) for v in less)
+    yield from (Proposal(keep | new, forgotten) for new in more)
+    yield from (bridged(problem, simulated, [b]) for b in bridges(problem, simulated) if not b.is_saved)
     for reader in problem.runs_in_backward:
         for v in values[reader].reads:
             if v in recomputed and values[v].size.hint and v not in forgotten.get(reader, ()):
                 yield Proposal(keep, {**forgotten, reader: forgotten.get(reader, frozenset()) | {v}})
-    for proposal in more:
-        for v in simulated.decisions.saved:
-            if not values[v].is_input and not values[v].cannot_recompute and values[v].size.hint:
-                yield Proposal(proposal.keep - {v}, proposal.forgotten)
+    yield from (Proposal((keep | new) - {v}, forgotten) for new in more for v in less)

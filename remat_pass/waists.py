@@ -41,7 +41,10 @@ class Blocks:
     block_of: np.ndarray
     """Block of every value; 0 for inputs and backward values. Shape (values,), int64."""
     last_reader: tuple[int, ...]
-    """The backward value after which nothing reads the inside of block k or of later ones; falling with k."""
+    """The backward value after which nothing reads the inside of block k or of later ones; falling with k.
+
+    -1 where backward reads nothing of them.
+    """
     repeated: frozenset[int] = frozenset()
     """Values that every window computes anew."""
 
@@ -53,7 +56,8 @@ class Blocks:
     @property
     def forgotten(self) -> dict[int, frozenset[int]]:
         """After which backward value the repeated ones are dropped."""
-        return dict.fromkeys(self.last_reader, self.repeated) if self.repeated else {}
+        readers = (v for v in self.last_reader if v >= 0)
+        return dict.fromkeys(readers, self.repeated) if self.repeated else {}
 
     @property
     def count(self) -> int:

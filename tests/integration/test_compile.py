@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 import remat_pass
+from remat_pass import _torch_compat
 from remat_pass.schedule import decide, plan_of
 from tests.support.models import floats, seeded
 from tests.support.training import assert_same, compiled, forced, train
@@ -120,6 +121,21 @@ def test_inference_is_not_planned() -> None:
     frozen = seeded(Mlp)().requires_grad_(False)
     assert torch.equal(compiled(frozen, memory_budget=0.5)(ROWS), frozen(ROWS))
     assert remat_pass.reports() == ()
+
+
+def test_a_budget_leaves_the_options_of_inference_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    patches: list[dict[str, Any]] = []
+
+    def compile_nothing(module: torch.fx.GraphModule, _: Any, config_patches: dict[str, Any]) -> torch.fx.GraphModule:
+        patches.append(config_patches)
+        return module
+
+    monkeypatch.setattr(_torch_compat, "compile_with_inductor", compile_nothing)
+    run = torch.compile(seeded(Mlp)(), backend="remat", options={"memory_budget": "1GiB"})
+    with torch.no_grad():
+        run(ROWS)
+    run(ROWS)
+    assert ["allow_buffer_reuse" in given for given in patches] == [False, True]
 
 
 def test_forward_without_backward() -> None:

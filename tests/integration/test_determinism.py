@@ -3,9 +3,10 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-_PROGRAM = """
+_COMPILE = """
 import torch
 import remat_pass
 from benchmarks.models import Llama, LlamaConfig
@@ -18,19 +19,37 @@ report, = remat_pass.reports()
 print(report.graph_id, report.plan_json, report.forward_code, report.backward_code)
 """
 
+_FRONTIERS = """
+from benchmarks.planning.determinism_work import digests
+print(digests(traced=False))
+"""
 
-def test_plans_do_not_depend_on_the_hash_seed() -> None:
+
+def _outputs(program: str, seeds: Iterable[int]) -> list[str]:
+    """What the program prints in one process per hash seed."""
     runs = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", _PROGRAM],
+            [sys.executable, "-W", "ignore", "-c", program],
             cwd=Path(__file__).parents[2],
             env={**os.environ, "PYTHONHASHSEED": str(seed)},
             stdout=subprocess.PIPE,
             text=True,
         )
-        for seed in range(4)
+        for seed in seeds
     ]
     outputs = [run.communicate()[0] for run in runs]
     assert all(run.returncode == 0 for run in runs)
-    assert "forward" in outputs[0]
-    assert all(output == outputs[0] for output in outputs)
+    return outputs
+
+
+def test_plans_do_not_depend_on_the_hash_seed() -> None:
+    first, *others = _outputs(_COMPILE, range(4))
+    assert "forward" in first
+    assert all(output == first for output in others)
+
+
+def test_whole_frontiers_do_not_depend_on_the_hash_seed() -> None:
+    """Of a random graph and a U-Net; `benchmarks.planner` does this with more of both."""
+    first, *others = _outputs(_FRONTIERS, range(3))
+    assert first.count(":") == 2
+    assert all(output == first for output in others)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from remat_pass.choice import choose, infeasible
 from remat_pass.liveness import simulate
 from remat_pass.mincut import cheapest_saved_set
+from remat_pass.order import late_order, reorder
 from remat_pass.plan_file import check_plan
 from remat_pass.problem import CopyId, Kind, RematPlan, RematProblem
 from remat_pass.schedule import Decisions, added_ns, decide, lay_out, plan_of, program_of, repeats
@@ -141,6 +142,19 @@ def test_simulated_bytes_are_those_of_the_reference(case: tuple[RematProblem, De
     assert liveness.alive_bytes.tolist() == expected
     assert liveness.peak_bytes == max(expected, default=0)
     assert liveness.peak_position == (expected.index(max(expected)) if expected else 0)
+
+
+@thorough
+@given(problems(), st.data())
+def test_late_order_never_has_a_higher_peak(problem: RematProblem, data: st.DataObject) -> None:
+    kept = data.draw(st.sets(st.sampled_from(sorted(problem.forward_values))))
+    order = late_order(problem)
+    reordered, new = reorder(problem, order), {old: i for i, old in enumerate(order)}
+    before = simulate(problem, lay_out(problem, decide(problem, kept)))
+    after = simulate(reordered, lay_out(reordered, decide(reordered, {new[v] for v in kept})))
+    assert after.peak_bytes <= before.peak_bytes
+    effects = [i for i in order if problem.values[i].has_effect]
+    assert effects == sorted(effects)
 
 
 @brief

@@ -12,7 +12,9 @@ import pytest
 from remat_pass.choice import Choice, IncumbentPlan, Judgement, choose, infeasible, simulated_judge
 from remat_pass.errors import InfeasibleBudgetError
 from remat_pass.problem import RematPlan, RematProblem
+from remat_pass.schedule import plan_of
 from remat_pass.search import Proposal, evaluate
+from remat_pass.solver import frontier
 from tests.support.problems import MIB, US, Draft, chain, diamond, keep, names, residual_chain
 
 
@@ -162,6 +164,30 @@ def test_with_a_budget_the_incumbent_is_one_candidate_of_many() -> None:
     choice = choose(problem, 1.0, incumbent(problem, "left right", 100))
     assert not choice.is_incumbent
     assert choice.candidate.recompute_ns == 0
+
+
+def test_a_budget_that_the_incumbent_fits_leaves_it_as_it_is() -> None:
+    problem = two_layers()
+    rival = incumbent(problem, "a1 r1 a2", 14)
+    assert choose(problem, 14 * MIB, rival).is_incumbent
+    assert choose(problem, 100 * MIB, rival).is_incumbent
+    choice = choose(problem, 13 * MIB, rival)
+    assert (choice.is_incumbent, peak_mib(choice)) == (False, 10)
+
+
+def test_before_a_budget_is_refused_the_candidates_next_to_the_least_are_judged() -> None:
+    problem = chain(6)
+    points = frontier(problem)
+    second = plan_of(problem, points[-2].decisions)
+
+    def judge(plan: RematPlan) -> Judgement:
+        """The second least plan is the least one."""
+        return Judgement(MIB if plan == second else 100 * MIB, 0)
+
+    choice = choose(problem, 2 * MIB, None, judge)
+    assert (choice.fits, choice.candidate, choice.least_peak_bytes) == (True, points[-2], MIB)
+    refused = choose(problem, MIB // 2, None, judge)
+    assert (refused.fits, refused.candidate, refused.least_peak_bytes) == (False, points[-2], MIB)
 
 
 def test_a_judge_that_sees_more_than_the_simulation_is_believed() -> None:

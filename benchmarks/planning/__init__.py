@@ -1,0 +1,1 @@
+"""The sections of `benchmarks.planner`, one file each, and what they share."""

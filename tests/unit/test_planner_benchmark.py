@@ -41,7 +41,7 @@ def test_gaps_count_where_the_optimum_is_proven() -> None:
     mean, worst, *_ = gaps.goals([gap_row(0, 111, 100), gap_row(1, 100, 100), gap_row(2, 900, None)])
     assert (mean.met, worst.met) == (True, True)
     assert mean.figure == "0.50% over 2 proven points"
-    mean, worst, *_ = gaps.goals([gap_row(0, 166, 100), gap_row(1, 100, 100)])
+    mean, worst, *_ = gaps.goals([gap_row(0, 221, 100), gap_row(1, 100, 100)])
     assert (mean.met, worst.met) == (False, False)
 
 

@@ -66,6 +66,8 @@ class Choice:
     fits: bool
     overruled: tuple[int, ...]
     """Values whose tag the budget made us ignore, in joint-graph order."""
+    frontier: tuple[Candidate, ...]
+    """All there was to choose from with the tags honoured, by falling simulated peak and rising time."""
 
 
 def choose(
@@ -120,6 +122,7 @@ def choose(
         is_incumbent=is_incumbent and chosen is unconstrained,
         fits=chosen is not None,
         overruled=_overruled(problem, chosen or least),
+        frontier=honouring,
     )
 
 

@@ -154,6 +154,7 @@ def _report(
         forward_code=_code(graphs.forward),
         backward_code=_code(graphs.backward),
         plan_json=dump_plan(problem, plan),
+        frontier=tuple((c.peak_bytes, c.recompute_ns) for c in choice.frontier),
         forward_graph=graphs.forward,
         backward_graph=graphs.backward,
         problem=problem,

@@ -25,7 +25,9 @@ from remat_pass.units import format_bytes
 
 _ROWS = 12
 _WIDTH = 118
+_POINTS = 6
 _FROM = "    worked out from  "
+_PLANS = "  plans to choose from "
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ class RematReport:
     forward_code: str
     backward_code: str
     plan_json: str
+    frontier: tuple[tuple[int, int], ...]
+    """(simulated peak in bytes, recompute in ns) of the plans there were to choose from, by falling peak."""
     auto_budget: AutoBudget | None = None
     """What `memory_budget="auto"` was worked out from; None for any other budget."""
     forward_graph: fx.GraphModule | None = field(default=None, compare=False, repr=False)
@@ -117,6 +121,7 @@ class RematReport:
         peak["largest"] = tuple((name, role, count) for name, role, count in peak["largest"])
         fields["peak"] = PeakBreakdown(**peak)
         fields["decisions"] = tuple(ValueDecision(**d) for d in fields["decisions"])
+        fields["frontier"] = tuple((peak_bytes, recompute_ns) for peak_bytes, recompute_ns in fields["frontier"])
         fields["unprobed_ops"], fields["overruled"] = tuple(fields["unprobed_ops"]), tuple(fields["overruled"])
         fields["auto_budget"] = fields["auto_budget"] and AutoBudget(**fields["auto_budget"])
         return cls(**fields)
@@ -221,6 +226,11 @@ def _summary(report: RematReport) -> str:
         f"  recompute          {report.recompute_ns / 1e6:>9.3f} ms  estimated per step",
         f"  planning           {report.planning_seconds:>9.2f} s",
     ]
+    if len(report.frontier) > 1:
+        shown = report.frontier[:: -(-len(report.frontier) // _POINTS)]
+        points = (f"{format_bytes(peak)} for {ns / 1e6:.3f} ms" for peak, ns in (*shown, report.frontier[-1]))
+        listed = f"{len(report.frontier)}, simulated: {', '.join(dict.fromkeys(points))}"
+        lines += wrap(listed, _WIDTH, initial_indent=_PLANS, subsequent_indent=" " * len(_PLANS))
     if report.auto_budget:
         lines[2:2] = wrap(
             report.auto_budget.describe(), _WIDTH, initial_indent=_FROM, subsequent_indent=" " * len(_FROM)

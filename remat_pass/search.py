@@ -12,6 +12,8 @@ from remat_pass.schedule import Decisions, Program, added_ns, decide, lay_out, r
 
 _STEPS_TO_SIMULATE = 1_000_000
 """Effort of planning: candidates times graph size, after cuts and chains. Keeps planning in seconds for any graph."""
+_FEWEST_STEPS = 250
+"""What a smaller graph counts as: simulating any takes some time."""
 _FUSED_EFFORT = 3
 """How much longer it takes to simulate a step where the lowering fuses."""
 
@@ -72,7 +74,7 @@ class Search:
         self._seen: set[object] = set()
         self._candidates: list[Candidate] = []
         self._effort = _STEPS_TO_SIMULATE
-        self._cost = max(1, len(problem.values)) * (_FUSED_EFFORT if problem.fuses else 1)
+        self._cost = max(_FEWEST_STEPS, len(problem.values)) * (_FUSED_EFFORT if problem.fuses else 1)
 
     @property
     def trials(self) -> int:

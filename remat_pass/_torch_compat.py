@@ -203,6 +203,11 @@ def is_opaque(node: fx.Node) -> bool:
     return bool(is_opaque_node(node))
 
 
+def enables_gradients(node: fx.Node) -> bool:
+    """Whether a node of Dynamo's graph is `torch.enable_grad()` (2.13, 2.14)."""
+    return node.target is torch._C._set_grad_enabled and bool(node.args[0])
+
+
 def is_impure(node: fx.Node) -> bool:
     """Whether torch's dead-code elimination keeps an unread node; random draws do not count (2.13, 2.14)."""
     return node.op == "call_function" and bool(node.is_impure(False))

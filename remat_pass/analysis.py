@@ -5,12 +5,14 @@ and the reason travels through the plan into the report and the errors.
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import fx
 
 from remat_pass import _torch_compat
 from remat_pass.costs import DeviceRates, device_rates, roofline_ns, transfer_ns
+from remat_pass.errors import VerificationError
 from remat_pass.joint_graph import JointGraph
 from remat_pass.ops import (
     DRAWN_BY_SHAPE,
@@ -68,8 +70,8 @@ def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[JointGr
         cost_model: "roofline" or "measured".
 
     Returns:
-        The graph in the order that its plans will have (`order`), the problem, whose values are that graph's nodes, and
-        the names of ops whose scratch memory could not be measured.
+        A copy of the graph in the order that its plans will have (`order`), the problem, whose values are that copy's
+        nodes, and the names of ops whose scratch memory could not be measured.
     """
     device_type = main_device_type(joint.nodes)
     context = _Context(
@@ -101,7 +103,17 @@ def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[JointGr
     if fuses:
         problem = replace(problem, values=tuple(_fused_costs(problem, i, context) for i in range(len(values))))
     order = late_order(problem)
+    _check_turns(problem, order)
     return joint.reordered(order), reorder(problem, order), tuple(unprobed)
+
+
+def _check_turns(problem: RematProblem, order: tuple[int, ...]) -> None:
+    """Effects and draws happen in the order in which they were traced, whatever else moves."""
+    in_turn = [i for i in order if problem.values[i].has_effect or problem.values[i].kind is Kind.RANDOM]
+    for before, after in pairwise(in_turn):
+        if after < before:
+            names = f"{problem.values[after].name} and {problem.values[before].name}"
+            raise VerificationError(f"the order of backward swaps {names}, of which one has an effect or draws")
 
 
 def _margin_permille(joint: JointGraph, fuses: bool, device_type: str) -> int:

@@ -86,7 +86,7 @@ def work_out_budget(inputs: Sequence[Any], reserve_bytes: int | None) -> AutoBud
         OptionError: Less than 1/64 of the device's memory is left on some rank, or free memory is not known.
     """
     tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
-    if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+    if not any(t.requires_grad for t in tensors):
         return None
     trainable = [t for t in tensors if t.requires_grad and t.is_leaf]
     gradient_bytes = sum(_torch_compat.local_bytes(t) for t in trainable if t.grad is None)

@@ -8,10 +8,10 @@ cannot be met with it.
 
 The frontier is ordered by *simulated* peaks. Whether a plan fits is for a `Judge` to say: under eager lowering the
 simulation itself, which is exact; under Inductor its own scheduler (`inductor_peak`). Where the two differ the search
-learns their ratio and tries the next candidate, a bounded number of times (`_search`).
+tries candidates, a bounded number of times, and learns from each how the two go together (`_search`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from remat_pass.breakdown import GRADIENTS, break_down
@@ -39,6 +39,8 @@ _SAME_TIME = 0.001
 """Share of the step by which two estimated times may differ and still be called equal."""
 
 _MAX_TRIALS = 4
+_CLOSE = 0.98
+"""A judged peak of this share of the limit makes the most of it: the next trial would gain little."""
 _LAST_RESORTS = 3
 """How many candidates of least simulated peak are judged before a budget is refused: the order may be another one."""
 
@@ -102,15 +104,16 @@ def choose(
     unconstrained, is_incumbent = _without_budget(problem, honouring, incumbent, judged)
     unconstrained_bytes = incumbent.judgement.peak_bytes if incumbent and is_incumbent else peak_of(unconstrained)
     least = min((f[-1] for f in (honouring, free) if f), key=peak_of)
+    known = {least.peak_bytes: peak_of(least), unconstrained.peak_bytes: unconstrained_bytes}
     budget_bytes = _in_bytes(memory_budget, unconstrained_bytes)
     chosen: Candidate | None = unconstrained
     if budget_bytes is not None:
         limit = budget_bytes * 1000 // (1000 + problem.margin_permille)
         if unconstrained_bytes > limit:
-            chosen = _search(honouring, limit, peak_of)
+            chosen = _search(honouring, limit, peak_of, known)
         if chosen is None and memory_budget == 1.0 and isinstance(memory_budget, float):
             chosen = unconstrained  # the plan that defines the fraction 1.0 is not refused for its prediction error
-        chosen = chosen or _search(free, limit, peak_of)
+        chosen = chosen or _search(free, limit, peak_of, known)
     if chosen is None:
         least = min((c for f in (honouring, free) for c in f[-_LAST_RESORTS:]), key=peak_of)
     least_bytes = min(peak_of(least), peak_of(chosen or least))
@@ -157,32 +160,50 @@ def simulated_judge(problem: RematProblem) -> Judge:
     return judge
 
 
-def _search(candidates: tuple[Candidate, ...], limit: int, peak_of: Callable[[Candidate], int]) -> Candidate | None:
+def _search(
+    candidates: tuple[Candidate, ...], limit: int, peak_of: Callable[[Candidate], int], known: Mapping[int, int]
+) -> Candidate | None:
     """The fastest candidate found whose judged peak is at most the limit, or None.
 
-    Judged and simulated peaks are taken to keep their ratio nearby, so each trial aims at the simulated peak that
-    should just fit. The candidates of least simulated peaks are the last resort.
+    Each trial aims at the simulated peak that should just fit, between those of the judged peaks next to the limit. The
+    candidates of least simulated peaks are the last resort.
+
+    Args:
+        candidates: By falling simulated peak and rising time.
+        limit: In bytes.
+        peak_of: The judged peak of a candidate.
+        known: Judged peaks, by simulated ones, to begin with.
     """
+    judged = dict(known)
     best: Candidate | None = None
-    aim = limit
     tried: set[int] = set()
     for _ in range(_MAX_TRIALS):
-        candidate = fastest_within(candidates, aim)
+        candidate = fastest_within(candidates, _aim(judged, limit))
         if candidate is None or id(candidate) in tried:
             break
         tried.add(id(candidate))
-        peak = peak_of(candidate)
+        peak = judged[candidate.peak_bytes] = peak_of(candidate)
         if peak <= limit and (best is None or candidate.recompute_ns < best.recompute_ns):
             best = candidate
-        if peak == candidate.peak_bytes:  # the simulation is right: nothing to learn
+        if peak == candidate.peak_bytes or limit * _CLOSE <= peak <= limit:
             break
-        aim = candidate.peak_bytes * limit // peak
-        if peak > limit:
-            aim = min(aim, candidate.peak_bytes - 1)
     for candidate in reversed(candidates[-_LAST_RESORTS:]):
         if best is None and peak_of(candidate) <= limit:
             best = candidate
     return best
+
+
+def _aim(judged: Mapping[int, int], limit: int) -> int:
+    """The simulated peak whose judged peak should be the limit, by what is known; `judged` is by simulated peak."""
+    if limit in judged.values():
+        return max(simulated for simulated, peak in judged.items() if peak == limit)
+    below = max(((peak, simulated) for simulated, peak in judged.items() if peak < limit), default=None)
+    above = min(((peak, simulated) for simulated, peak in judged.items() if peak > limit), default=None)
+    if below and above and below[1] < above[1]:
+        share = (limit - below[0]) / (above[0] - below[0])
+        return below[1] + int(share * (above[1] - below[1]))
+    nearest = below or above
+    return limit * nearest[1] // max(1, nearest[0]) if nearest else limit
 
 
 def _without_budget(

@@ -18,11 +18,12 @@ import numpy as np
 
 from remat_pass.problem import Kind, RematProblem
 from remat_pass.schedule import decide
-from remat_pass.search import Candidate, Proposal, Search, Simulated
+from remat_pass.search import Proposal, Search, Simulated
 
 _LIMITS = 16
 """Into how many steps the range of peaks is divided at first."""
 _ROUNDS = 4
+"""How often these steps are halved."""
 _STARTS = (0, 1, 3)
 """Which candidates below a limit to start from, counted from the fastest."""
 _LONGEST = 4
@@ -47,18 +48,24 @@ def fill_up(search: Search) -> None:
     """Fill candidates up to limits spread over the frontier, coarsely at first, as long as there is effort left."""
     starts = search.frontier()
     least, most = starts[-1].peak_bytes, starts[0].peak_bytes
+    known: dict[int, Simulated] = {}
     for steps in (_LIMITS << k for k in range(_ROUNDS)):
         for k in range(steps + 1):
             if k % 2 or steps == _LIMITS:
                 limit = least + (most - least) * k // steps
                 below = [c for c in starts if c.peak_bytes <= limit]
                 for start in (below[i] for i in _STARTS if i < len(below)):
-                    fill(search, start, limit)
+                    if id(start) not in known:
+                        simulated = search.again(start)
+                        if simulated is None:
+                            return
+                        known[id(start)] = simulated
+                    fill(search, known[id(start)], limit)
 
 
-def fill(search: Search, start: Candidate, limit_bytes: int) -> None:
+def fill(search: Search, start: Simulated, limit_bytes: int) -> None:
     """Bridge what fits below a limit, again and again, as long as that leaves runs to spare."""
-    best = search.again(start)
+    best: Simulated | None = start
     while best:
         best = _filled(search, best, limit_bytes)
 
@@ -134,7 +141,7 @@ def bridged(problem: RematProblem, simulated: Simulated, chosen: list[Bridge]) -
 
 def _filled(search: Search, start: Simulated, limit_bytes: int) -> Simulated | None:
     """The start with more of its gaps bridged, or None if there are none that fit."""
-    chosen = list(_fitting(search.problem, start, limit_bytes))
+    chosen = list(_fitting(search, start, limit_bytes))
     while chosen:
         filled = search.spend(bridged(search.problem, start, chosen))
         if filled is None or filled.candidate.peak_bytes <= limit_bytes:
@@ -144,11 +151,13 @@ def _filled(search: Search, start: Simulated, limit_bytes: int) -> Simulated | N
     return None
 
 
-def _fitting(problem: RematProblem, simulated: Simulated, limit_bytes: int) -> Iterator[Bridge]:
+def _fitting(search: Search, simulated: Simulated, limit_bytes: int) -> Iterator[Bridge]:
     """Bridges that fit below a limit, all together."""
-    room = limit_bytes - simulated.liveness.alive_bytes
+    problem, room = search.problem, limit_bytes - simulated.liveness.alive_bytes
     saved: set[int] = set()
     for bridge in bridges(problem, simulated):
+        if bridge.is_saved and not search.may_save(m for m, _, _ in bridge.gaps):
+            continue
         gaps = [(slice(a, b), problem.values[m].size.hint) for m, a, b in bridge.gaps if a < b]
         if bridge.value not in saved and all(room[gap].min() >= size for gap, size in gaps):
             for gap, size in gaps:

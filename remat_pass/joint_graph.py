@@ -8,6 +8,7 @@ After that nobody writes to a node. What later stages know about a node they kee
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from torch import fx
@@ -48,12 +49,14 @@ class JointGraph:
         return {node: i for i, node in enumerate(self.nodes)}
 
     def reordered(self, order: Sequence[int]) -> "JointGraph":
-        """The same graph in another execution order, given as positions in `nodes`; this one must not be used again."""
-        last = self.nodes[order[0]]
-        for node in (self.nodes[i] for i in order[1:]):
-            last.append(node)
-            last = node
-        return replace(self)
+        """A copy in another execution order, given as positions in `nodes`."""
+        module = _torch_compat.copy_graph_module(self.module)
+        nodes = [n for n in module.graph.nodes if n.op != "output"]
+        for before, node in pairwise(nodes[i] for i in order):
+            before.append(node)
+        module.recompile()
+        forward_outputs, gradients = _torch_compat.split_outputs(module, self.forward_count)
+        return replace(self, module=module, forward_outputs=tuple(forward_outputs), gradients=tuple(gradients))
 
     @cached_property
     def static_inputs(self) -> tuple[fx.Node, ...]:

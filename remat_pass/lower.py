@@ -33,6 +33,9 @@ from remat_pass.report import RematReport, publish
 
 log = logging.getLogger(__name__)
 
+_FORMAT = 2
+"""Of what is cached: plans and reports of another one are not used."""
+
 _collected: contextvars.ContextVar[list[RematReport] | None] = contextvars.ContextVar("remat_reports", default=None)
 
 _budgeted_frames: set[int] = set()
@@ -76,7 +79,7 @@ class RematPartitioner(_torch_compat.RematPartitionerBase):
             files = sorted(path.rglob("plan.json")) if path.is_dir() else [path]
             plans = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
         options = replace(self.options, debug_dir=None)
-        return repr((version("remat-pass"), torch.__version__, torch.get_num_threads(), options, plans))
+        return repr((version("remat-pass"), _FORMAT, torch.__version__, torch.get_num_threads(), options, plans))
 
 
 def lower(module: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
@@ -106,8 +109,10 @@ def lower(module: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Ca
 
 
 def _trains(module: fx.GraphModule, inputs: Sequence[Any]) -> bool:
+    """Whether the graph may have gradients, be they switched on around it or inside."""
     tensors = [*module.parameters(), *(x for x in inputs if isinstance(x, torch.Tensor))]
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    enabled = torch.is_grad_enabled() or any(_torch_compat.enables_gradients(node) for node in module.graph.nodes)
+    return enabled and any(t.requires_grad for t in tensors)
 
 
 def partitioner(**options: Any) -> RematPartitioner:

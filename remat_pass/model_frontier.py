@@ -113,7 +113,7 @@ class Frontier(Sequence[FrontierPoint]):
 def frontier(
     model: Callable[..., Any],
     *args: Any,
-    lowering: str = "inductor",
+    lowering: str | None = None,
     loss: Callable[[Any], Any] | None = None,
     **kwargs: Any,
 ) -> Frontier:
@@ -124,7 +124,7 @@ def frontier(
     Args:
         model: A module or function; one that `torch.compile` returned is planned anew.
         *args: Its arguments, as in training: shapes, dtypes, devices and `requires_grad` count, contents do not.
-        lowering: "inductor" or "eager": that of the `torch.compile` call the budget is for.
+        lowering: "inductor" or "eager": that of the `torch.compile` call the budget is for. None: the default.
         loss: Turns what the model returns into the loss, so that both are one graph. None: the model is planned as it
             is; what computes the loss from its outputs is then no part of the peak, as in `torch.compile(model)`.
         **kwargs: Its keyword arguments.
@@ -138,14 +138,18 @@ def frontier(
         RematError: The model does not become one graph with a backward pass; says why.
         OptionError: A bad `lowering`, or bad defaults.
     """
-    options = replace(resolve_options({"lowering": lowering, "plan": None}), memory_budget=1.0, reserve=None)
+    options = replace(
+        resolve_options({"plan": None} if lowering is None else {"lowering": lowering, "plan": None}),
+        memory_budget=1.0,
+        reserve=None,
+    )
     found: list[Frontier] = []
     token = _found.set(found)
     try:
         with _torch_compat.compile_without_traces():
             torch.compile(_step(model, loss), backend=_planning_backend(options), fullgraph=True)(args, kwargs)
     except Exception as error:
-        if found:
+        if found and _torch_compat.find_cause(error, _FrontierIsKnown):
             return found[0]
         if (known := _torch_compat.find_cause(error, RematError)) is not None:
             raise known from None
@@ -231,9 +235,9 @@ def _plan(
 ) -> Frontier:
     """The candidates that `choose` has for the same graph."""
     fuses = options.lowering == "inductor"
-    joint = capture(module, forward_count=forward_count, static_indices=static_indices)
-    joint, problem, _ = analyze(joint, fuses=fuses, cost_model=options.cost_model)
-    incumbent = torch_partition(joint, problem, inputs) if fuses else None
+    captured = capture(module, forward_count=forward_count, static_indices=static_indices)
+    joint, problem, _ = analyze(captured, fuses=fuses, cost_model=options.cost_model)
+    incumbent = torch_partition(captured, problem, inputs) if fuses else None
     extra = () if incumbent is None else (incumbent.keep,)
     judge = inductor_judge(joint, problem, inductor_patches(options)) if fuses else None
     points = _points(problem, plan_frontier(problem, extra=extra), judge, honours_tags=True)

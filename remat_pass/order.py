@@ -7,10 +7,12 @@ Autograd computes the gradient of a layer's input before that of its weight:
 
 A backward value that reads nothing of forward *sinks* towards its first reader, over the steps in between, as far as
 all that it reads is in use there anyway. It then keeps nothing alive for longer than before and is itself alive for
-less: while any step runs, no more is alive than was, whatever is saved or recomputed. Recomputed values gain most: what
-dw needs of forward is computed when dx does not exist yet.
+less: op by op, no more is alive while any step runs than was, whatever is saved or recomputed. Recomputed values gain
+most: what dw needs of forward is computed when dx does not exist yet. Where the lowering fuses, order is a proposal
+that it may change, and its schedule decides.
 
-What has an effect stays where it is, and nothing passes it; an op with several outputs stays with its parts.
+What has an effect stays where it is, and nothing passes it; draws stay in turn, and ops with several outputs with their
+parts.
 """
 
 from bisect import bisect_left
@@ -23,9 +25,11 @@ from remat_pass.problem import Kind, RematProblem
 class _Uses:
     """Which storages the values read, and which values read a storage, through views; both by value."""
 
-    read_by: list[tuple[int, ...]]
-    """Without inputs and gradients that are returned, which are there to the end anyway."""
+    read_by: list[frozenset[int]]
+    """Inputs and what takes no bytes left out."""
     users: list[list[int]]
+    returned: frozenset[int]
+    """Storages of gradients, which are there to the end anyway."""
 
 
 def late_order(problem: RematProblem) -> tuple[int, ...]:
@@ -41,10 +45,12 @@ def late_order(problem: RematProblem) -> tuple[int, ...]:
         # An effect does not move, so its position is its index.
         barrier = effects[k] if (k := bisect_left(effects, here)) < len(effects) else len(order)
         behind = min([barrier, *(position[r] for r in problem.readers[v])]) - 1
-        for storage in uses.read_by[v]:
+        for storage in uses.read_by[v] - uses.returned:
             behind = min(behind, max((position[u] for u in uses.users[storage] if u != v), default=here))
-        if behind <= here or problem.values[v].workspace_bytes > problem.values[order[behind]].workspace_bytes:
+        step = problem.values[order[behind]]
+        if behind <= here or problem.values[v].workspace_bytes > step.workspace_bytes:
             continue
+        behind = _behind_parts(problem, order, behind)
         order[here:behind] = order[here + 1 : behind + 1]
         order[behind] = v
         for p in range(here, behind + 1):
@@ -66,26 +72,30 @@ def reorder(problem: RematProblem, order: tuple[int, ...]) -> RematProblem:
     )
 
 
-def _may_move(problem: RematProblem, v: int, storages: tuple[int, ...]) -> bool:
+def _may_move(problem: RematProblem, v: int, storages: frozenset[int]) -> bool:
     """Whether a value is an op of backward with one output that somebody reads and that reads no storage of forward."""
     value = problem.values[v]
-    is_op = value.needs_tangent and value.kind not in (Kind.TANGENT, Kind.PART) and v not in problem.parts
+    is_op = value.needs_tangent and value.kind not in (Kind.TANGENT, Kind.PART, Kind.RANDOM) and v not in problem.parts
     of_backward = all(problem.values[s].needs_tangent for s in storages)
     return is_op and of_backward and not value.has_effect and bool(problem.readers[v])
 
 
+def _behind_parts(problem: RematProblem, order: list[int], behind: int) -> int:
+    """The position itself, or that of the last part of the op that stands there."""
+    while behind + 1 < len(order) and problem.values[order[behind + 1]].kind is Kind.PART:
+        behind += 1
+    return behind
+
+
 def _uses(problem: RematProblem) -> _Uses:
-    stands_for: list[tuple[int, ...]] = []
+    stands_for: list[frozenset[int]] = []
     """For every value the storages that are in use when it is read."""
-    read_by: list[tuple[int, ...]] = []
+    read_by: list[frozenset[int]] = []
     users: list[list[int]] = [[] for _ in problem.values]
     for v, value in enumerate(problem.values):
-        read = tuple(dict.fromkeys(s for r in value.reads for s in stands_for[r]))
-        held = tuple(dict.fromkeys(s for r in value.holds for s in stands_for[r]))
-        owns = (v,) if value.size.hint and v not in problem.inputs else ()
-        stands_for.append((*owns, *held))
-        read_by.append(read)
-        for s in read:
+        held = frozenset(s for r in value.holds for s in stands_for[r])
+        stands_for.append(held | {v} if value.size.hint and v not in problem.inputs else held)
+        read_by.append(frozenset(s for r in value.reads for s in stands_for[r]))
+        for s in read_by[v]:
             users[s].append(v)
-    kept = {s for g in problem.gradients for s in stands_for[g]}
-    return _Uses([tuple(s for s in read if s not in kept) for read in read_by], users)
+    return _Uses(read_by, users, frozenset(s for g in problem.gradients for s in stands_for[g]))

@@ -57,10 +57,10 @@ def partition(
     if isinstance(options.memory_budget, str):
         raise OptionError(f'memory_budget={options.memory_budget!r} needs torch.compile(backend="remat"); pass bytes')
     fuses = options.lowering == "inductor"
-    joint = capture(module, forward_count=forward_count, static_indices=static_indices)
-    joint, problem, unprobed = analyze(joint, fuses=fuses, cost_model=options.cost_model)
+    captured = capture(module, forward_count=forward_count, static_indices=static_indices)
+    joint, problem, unprobed = analyze(captured, fuses=fuses, cost_model=options.cost_model)
     patches = inductor_patches(options)
-    incumbent = torch_partition(joint, problem, inputs) if fuses else None
+    incumbent = torch_partition(captured, problem, inputs) if fuses else None
     judge = inductor_judge(joint, problem, patches) if fuses else simulated_judge(problem)
     rival = (
         IncumbentPlan(incumbent.keep, judge_graphs(joint, incumbent.graphs, problem, patches)) if incumbent else None

@@ -88,7 +88,7 @@ class Value:
     needs_tangent: bool = False
     """True for backward values."""
     has_effect: bool = False
-    """It runs exactly once whatever is read of it: mutations, random draws, collectives, assertions."""
+    """It runs exactly once whatever is read of it: mutations, collectives, assertions."""
     cannot_recompute: str | None = None
     """Why running it twice is forbidden, or None."""
     cannot_save: str | None = None
@@ -134,11 +134,22 @@ class RematProblem:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the structure: equal for equal graphs in every process. Costs do not enter."""
-        rows = [
-            (v.name, v.op, v.reads, v.size.hint, v.size.expression, v.needs_tangent, v.has_effect) for v in self.values
-        ]
-        text = json.dumps([rows, self.forward_outputs, self.gradients, self.fuses])
+        """A hash of the structure: equal for equal graphs in every process. Neither costs nor order enter."""
+        names = [v.name for v in self.values]
+        rows = sorted(
+            (
+                v.name,
+                v.op,
+                [names[r] for r in v.reads],
+                v.size.hint,
+                str(v.size.expression),
+                v.needs_tangent,
+                v.has_effect,
+            )
+            for v in self.values
+        )
+        returned = [[names[i] for i in outputs] for outputs in (self.forward_outputs, self.gradients)]
+        text = json.dumps([rows, returned, self.fuses])
         return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property

@@ -3,6 +3,7 @@
 Effort is simulated steps, not seconds: equal graphs get equal plans on every machine.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -80,6 +81,10 @@ class Search:
     def trials(self) -> int:
         """How many proposals there is effort left for."""
         return self._effort // self._cost
+
+    def may_save(self, values: Iterable[int]) -> bool:
+        """Whether the user's wishes let the values be saved."""
+        return self._wish_recompute.isdisjoint(values)
 
     def add(self, proposal: Proposal) -> Simulated:
         """Judge a proposal, as changed by what the user wishes; without effort."""

@@ -10,7 +10,7 @@
 
 Every candidate is judged by the peak of its own schedule (`schedule`, `liveness`), never by a sum of bytes. Candidates
 do not depend on the budget, so a smaller budget chooses from a subset: the peak never rises when the budget falls. Ties
-are broken by peak, then by order of generation; nothing iterates over a set.
+are broken by peak, then by order of generation; nothing depends on the order of a set.
 """
 
 import math

@@ -253,6 +253,9 @@ def _check_draws(problem: RematProblem, forward: _Proof, backward: _Proof) -> No
     if draws != sorted(draws):
         _fail("forward draws random numbers in another order than the joint graph")
     again = [i for i in _computed(backward) if problem.values[i].kind is Kind.RANDOM]
+    first = [i for i in again if problem.values[i].needs_tangent]
+    if first != sorted(first):
+        _fail("backward draws random numbers in another order than the joint graph")
     for i in again:
         twice = i in draws
         if again.count(i) > 1 or (twice and not (i in forward.carried and i in backward.carried)):

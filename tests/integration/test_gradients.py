@@ -115,7 +115,7 @@ def equal_draws(self: Any, x: Tensor) -> Any:
 
 
 class NoisyGradient(torch.autograd.Function):
-    """Draws in forward what only backward reads, and draws again in backward."""
+    """Draws in forward what only backward reads, and draws twice in backward, to be used the other way round."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -125,7 +125,8 @@ class NoisyGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (noise,) = ctx.saved_tensors
-        return gradient * noise + torch.rand_like(gradient)
+        first, second = torch.rand_like(gradient), torch.rand_like(gradient)
+        return gradient * noise * second + first
 
 
 @little(X, first=linear(), second=linear())

@@ -153,8 +153,20 @@ def test_late_order_never_has_a_higher_peak(problem: RematProblem, data: st.Data
     before = simulate(problem, lay_out(problem, decide(problem, kept)))
     after = simulate(reordered, lay_out(reordered, decide(reordered, {new[v] for v in kept})))
     assert after.peak_bytes <= before.peak_bytes
-    effects = [i for i in order if problem.values[i].has_effect]
-    assert effects == sorted(effects)
+
+
+@thorough
+@given(problems())
+def test_late_order_leaves_effects_and_draws_in_turn_and_parts_with_their_op(problem: RematProblem) -> None:
+    order = late_order(problem)
+    in_turn = [i for i in order if problem.values[i].has_effect or problem.values[i].kind is Kind.RANDOM]
+    assert in_turn == sorted(in_turn)
+    for p, i in enumerate(order):
+        if i in problem.parts:
+            assert order[p : p + len(problem.parts[i]) + 1] == (i, *problem.parts[i])
+    reordered = reorder(problem, order)
+    assert all(r < i for i, v in enumerate(reordered.values) for r in v.reads)
+    assert reordered.fingerprint == problem.fingerprint
 
 
 @brief

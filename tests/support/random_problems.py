@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from hypothesis import strategies as st
 
-from remat_pass.problem import Kind, RematProblem, Size, Value
+from remat_pass.problem import NO_BYTES, Kind, RematProblem, Size, Value
 from tests.support.problems import A_VIEW, NOT_A_TENSOR
 
 _SIZES = st.integers(0, 4)
@@ -104,10 +104,11 @@ def _add_backward(draw: st.DrawFn, sketch: _Sketch, computed: list[int], tangent
         if draw(st.integers(0, 3)) == 0:
             continue
         upstream = draw(st.sampled_from(available[-2:]) | st.sampled_from(available))
-        other = draw(st.lists(st.sampled_from(computed), max_size=1))
-        reads = tuple(dict.fromkeys((upstream, i, *other)))
+        other = draw(st.lists(st.sampled_from(computed + available), max_size=1))
+        # What reads nothing of forward may wait for its reader.
+        reads = tuple(dict.fromkeys((upstream, *other) if draw(st.booleans()) else (upstream, i, *other)))
         name = f"g{len(sketch.values)}"
-        flavour = draw(st.sampled_from(("plain", "plain", "plain", "view", "several", "effect")))
+        flavour = draw(st.sampled_from(("plain", "plain", "plain", "view", "several", "effect", "random")))
         size, workspace = Size(draw(_SIZES)), draw(st.sampled_from((0, 0, 3)))
         if flavour == "view":
             base = reads[:1]
@@ -117,9 +118,12 @@ def _add_backward(draw: st.DrawFn, sketch: _Sketch, computed: list[int], tangent
                 name, "several", Kind.EXTERN, reads, workspace_bytes=size.hint + workspace, needs_tangent=True
             )
             index = sketch.add(replace(whole, cannot_save=NOT_A_TENSOR), readable=False)
+            available.append(
+                sketch.add(Value(f"{name}_1", "getitem", Kind.PART, (index,), NO_BYTES, needs_tangent=True))
+            )
             value = Value(f"{name}_0", "getitem", Kind.PART, (index,), size, needs_tangent=True)
         else:
-            kind = draw(st.sampled_from((Kind.EXTERN, Kind.POINTWISE)))
+            kind = Kind.RANDOM if flavour == "random" else draw(st.sampled_from((Kind.EXTERN, Kind.POINTWISE)))
             value = Value(name, kind.value, kind, reads, size, workspace_bytes=workspace, needs_tangent=True)
             value = replace(value, has_effect=flavour == "effect")
         made.append(sketch.add(value))

@@ -39,8 +39,7 @@ def ran_again(problem: RematProblem, simulated: Simulated) -> dict[str, int]:
 def filled(problem: RematProblem, start: Simulated, limit_bytes: int) -> list[tuple[int, int]]:
     """(MiB, us) of all that filling finds."""
     search = Search(problem, honour_wishes=True)
-    search.add(start.candidate.proposal)
-    fill(search, start.candidate, limit_bytes)
+    fill(search, search.add(start.candidate.proposal), limit_bytes)
     return [(c.peak_bytes // MIB, c.recompute_ns // US) for c in search.frontier()]
 
 

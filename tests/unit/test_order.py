@@ -6,7 +6,7 @@ use of what it reads; parts leave their op; a step of large workspace lands wher
 
 from remat_pass.liveness import simulate
 from remat_pass.order import late_order, reorder
-from remat_pass.problem import RematProblem
+from remat_pass.problem import Kind, RematProblem
 from remat_pass.schedule import decide, lay_out
 from tests.support.problems import MIB, Draft, keep
 
@@ -117,6 +117,42 @@ def test_an_op_stays_with_its_parts() -> None:
     draft.backward("dw", "t x")
     draft.backward("dx", "dq dk")
     assert late(draft.build(outputs="y", gradients="dw dx")) == "t both dq dk dw dx"
+
+
+def test_nothing_comes_between_an_op_and_its_parts() -> None:
+    """A layer norm beside a skip connection: the gradient of the skip waits, but not in the middle of the other one."""
+    draft = Draft()
+    draft.input("w", static=True)
+    draft.input("x")
+    draft.op("y", "x w")
+    draft.tangent("t")
+    draft.backward("skip", "t")
+    draft.several("norm", "t x", {"dx": 1, "dw": 0}, needs_tangent=True)
+    draft.backward("sum", "skip dx")
+    assert late(draft.build(outputs="y", gradients="sum dw")) == "t norm dx dw skip sum"
+
+
+def test_draws_stay_in_turn() -> None:
+    draft = Draft()
+    draft.input("w", static=True)
+    draft.op("y", "w")
+    draft.tangent("t")
+    draft.backward("first", "t", kind=Kind.RANDOM)
+    draft.backward("second", "t", kind=Kind.RANDOM)
+    draft.backward("product", "t second")
+    draft.backward("sum", "product first")
+    assert late(draft.build(outputs="y", gradients="sum")) == "t first second product sum"
+
+
+def test_a_forward_value_that_is_a_gradient_counts_as_forward() -> None:
+    draft = Draft()
+    draft.input("w", static=True)
+    draft.op("y", "w")
+    draft.tangent("t")
+    draft.backward("v", "t y")
+    draft.backward("dw", "t")
+    draft.backward("dx", "v")
+    assert late(draft.build(outputs="y", gradients="y dw dx")) == "t v dw dx"
 
 
 def test_a_step_of_large_workspace_stays() -> None:

@@ -17,6 +17,7 @@ from remat_pass.joint_graph import JointGraph
 from remat_pass.ops import (
     DRAWN_BY_SHAPE,
     OVERWRITTEN,
+    READS_BY_STRIDES,
     has_effect,
     is_convolution,
     is_drawn_by_shape,
@@ -24,6 +25,7 @@ from remat_pass.ops import (
     is_statistics_update,
     kind_of,
     op_name,
+    reads_by_strides,
     updates_statistics,
     why_not_recompute,
 )
@@ -177,6 +179,7 @@ def _computed(node: fx.Node, index: dict[fx.Node, int], context: _Context, unpro
     storages = storages_of(node, context.device_type)
     kind = kind_of(node, is_view=bool(storages.holds) and not storages.output_bytes)
     workspace, recompute_ns = _run_figures(node, kind, storages, context, unprobed)
+    by_strides = context.fuses and node.name not in context.backward and _trusts_computed_strides(node, context)
     return Value(
         name=node.name,
         op=op_name(node),
@@ -189,8 +192,8 @@ def _computed(node: fx.Node, index: dict[fx.Node, int], context: _Context, unpro
         recompute_ns=recompute_ns,
         needs_tangent=node.name in context.backward,
         has_effect=has_effect(node),
-        cannot_recompute=_why_not_recompute(node, context),
-        cannot_save=_why_not_save(node, kind),
+        cannot_recompute=READS_BY_STRIDES if by_strides else _why_not_recompute(node, context),
+        cannot_save=None if by_strides else _why_not_save(node, kind),
         # Where a draw may not be repeated, recomputing its mask means saving the wider draw: the planner decides.
         wish=None if node.name in context.drawn else context.joint.wishes.get(node.name),
         source=source_line(node),
@@ -216,6 +219,16 @@ def _run_figures(
     if seen is not None:
         workspace = max(workspace, seen.peak_bytes - storages.size.hint)
     return workspace, recompute_ns
+
+
+def _trusts_computed_strides(node: fx.Node, context: _Context) -> bool:
+    """Whether it is a view by strides of something computed; inputs have the strides that were traced."""
+    if not reads_by_strides(node):
+        return False
+    bases = list(node.all_input_nodes[:1])
+    for base in bases:  # grows
+        bases += storages_of(base, context.device_type).holds
+    return bases[-1].op != "placeholder"
 
 
 def _why_not_recompute(node: fx.Node, context: _Context) -> str | None:

@@ -43,7 +43,8 @@ def contract(problem: RematProblem) -> Contracted:
     views: list[list[int]] = []
     for i, value in enumerate(problem.values):
         reads = _union(behind, value.reads)
-        if value.kind in _LEFT_OUT and not value.has_effect and not value.is_input and not value.size.hint:
+        is_bound = value.has_effect or value.cannot_recompute or value.is_input or value.size.hint
+        if value.kind in _LEFT_OUT and not is_bound:
             behind.append(reads)
             for v in reads:
                 views[v].append(i)

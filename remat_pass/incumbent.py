@@ -3,6 +3,7 @@
 It is always a candidate, so that a user who names no budget is never worse off than with Inductor alone. The exception
 is a partition that is wrong. Torch 2.13 and 2.14 may run a value again that reads a buffer which forward has
 overwritten since, and gradients then depend on the new contents; on CUDA they may draw a mask again, and it differs.
+What `as_strided` reads in backward may have other strides than it trusts.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import fx
 
 from remat_pass import _torch_compat
 from remat_pass.joint_graph import JointGraph
-from remat_pass.ops import DRAWN_BY_SHAPE, OVERWRITTEN
+from remat_pass.ops import DRAWN_BY_SHAPE, OVERWRITTEN, READS_BY_STRIDES
 from remat_pass.problem import RematProblem
 from remat_pass.rewrite import Rewritten
 
@@ -44,10 +45,11 @@ def torch_partition(joint: JointGraph, problem: RematProblem, inputs: Any) -> In
 
 
 def _is_wrong(forward: fx.GraphModule, backward: fx.GraphModule, problem: RematProblem) -> bool:
-    """Whether backward reads old contents of a buffer, or repeats a draw of forward that gives other numbers."""
+    """Whether backward reads old contents, trusts strides, or repeats a draw of forward that gives other numbers."""
     in_forward = set(_computed(forward, problem))
     reasons = ((i, problem.values[i].cannot_recompute) for i in _computed(backward, problem))
-    return any(why == OVERWRITTEN or (why == DRAWN_BY_SHAPE and i in in_forward) for i, why in reasons)
+    always = (OVERWRITTEN, READS_BY_STRIDES)
+    return any(why in always or (why == DRAWN_BY_SHAPE and i in in_forward) for i, why in reasons)
 
 
 def _values(module: fx.GraphModule, problem: RematProblem) -> dict[str, int]:

@@ -107,6 +107,11 @@ and which results are the new statistics. In training nothing else depends on th
 OVERWRITTEN = "reads an input that the step overwrites: in backward its old contents are gone"
 """Why such a value may not run a second time."""
 
+READS_BY_STRIDES = "trusts the strides that were traced: in backward Inductor may have laid out its input otherwise"
+"""Why such a view may not run a second time. Inductor hands values to backward channels last where that suits it, and
+what is computed from them there follows. The decomposition of GroupNorm has `as_strided`; beside convolutions its
+gradients then were wrong, without a word (2.13)."""
+
 DRAWN_BY_SHAPE = "random: on CUDA Inductor may draw other numbers from the same seed in another kernel"
 """Why such a value may not run a second time. Inductor 2.13 and 2.14 draw in blocks of four in kernels of one dimension
 and one by one in others, and recomputing puts a draw in a kernel of another shape: wrong gradients, without a word.
@@ -116,6 +121,11 @@ Source: https://github.com/pytorch/pytorch/issues/198333; delete it once one see
 def packet(node: fx.Node) -> object:
     """The op without its overload; the target itself for anything that is not an aten-like op."""
     return getattr(node.target, "overloadpacket", node.target)
+
+
+def reads_by_strides(node: fx.Node) -> bool:
+    """Whether what a node computes depends on the strides of what it reads, not only on the elements."""
+    return node.target in (torch.ops.aten.as_strided.default, torch.ops.aten.as_strided_copy.default)
 
 
 def op_name(node: fx.Node) -> str:

@@ -140,9 +140,10 @@ def test_the_incumbent_stays_where_neither_its_time_nor_its_order_is_beaten() ->
     assert (choice.is_incumbent, choice.unconstrained_peak_bytes) == (True, 14 * MIB)
 
 
-def test_what_the_incumbent_saves_is_kept_in_our_order_where_that_peaks_lower() -> None:
+def test_what_the_incumbent_saves_is_kept_in_our_order_where_that_peaks_clearly_lower() -> None:
     problem = two_layers()
-    choice = choose(problem, None, incumbent(problem, "a1 r1 a2", 15))
+    assert choose(problem, None, incumbent(problem, "a1 r1 a2", 15)).is_incumbent
+    choice = choose(problem, None, incumbent(problem, "a1 r1 a2", 16))
     assert (choice.is_incumbent, choice.unconstrained_peak_bytes, choice.candidate.recompute_ns) == (False, 14 * MIB, 0)
 
 

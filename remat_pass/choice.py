@@ -2,10 +2,9 @@
 
 Without a budget the incumbent, torch's own partition, is changed only for the better: for the fastest plan whose peak
 is not above its own, or not above that of what it saves in our order, if neither time nor peak is worse and one of them
-clearly better. There is no
-incumbent under eager lowering: nothing is recomputed then. With a budget the fastest plan wins whose peak,
-prediction error included, fits. What the user's checkpointing asks for binds both, and gives way only to a budget that
-cannot be met with it.
+clearly better. There is no incumbent under eager lowering: nothing is recomputed then. With a budget the fastest plan
+wins whose peak, prediction error included, fits. What the user's checkpointing asks for binds both, and gives way only
+to a budget that cannot be met with it.
 
 The frontier is ordered by *simulated* peaks. Whether a plan fits is for a `Judge` to say: under eager lowering the
 simulation itself, which is exact; under Inductor its own scheduler (`inductor_peak`). Where the two differ the search
@@ -127,7 +126,7 @@ def choose(
         candidate=chosen or least,
         budget_bytes=budget_bytes,
         unconstrained_peak_bytes=unconstrained_bytes,
-        least_peak_bytes=-(-least_bytes * (1000 + problem.margin_permille) // 1000),
+        least_peak_bytes=problem.with_margin(least_bytes),
         is_incumbent=is_incumbent and chosen is unconstrained,
         fits=chosen is not None,
         overruled=_overruled(problem, chosen or least),

@@ -32,10 +32,12 @@ _REALIZE_READS = 4
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """How the steps of a program run; every list is indexed by position."""
+    """How the steps of a program run; arrays are of shape (steps,)."""
 
-    exists: list[bool]
-    runs_at: list[int]
+    exists: np.ndarray
+    """Whether a step writes memory; bool."""
+    runs_at: np.ndarray
+    """Position at which its kernel runs; int64."""
     may_overwrite: list[tuple[int, int]]
     """(new, old): the value at `new` may take the storage of the one at `old`."""
 
@@ -43,7 +45,7 @@ class Kernels:
 def unfused_kernels(program: Program) -> Kernels:
     """One kernel per step, where it stands."""
     count = len(program.values)
-    return Kernels([True] * count, list(range(count)), [])
+    return Kernels(np.ones(count, dtype=bool), np.arange(count), [])
 
 
 def fused_kernels(problem: RematProblem, program: Program) -> Kernels:
@@ -55,7 +57,7 @@ def fused_kernels(problem: RematProblem, program: Program) -> Kernels:
     sources = _loaded(program.reads, stored.tolist())
     loops = np.flatnonzero(problem.is_kind(*_LOOPS)[program.steps] & exists).tolist()
     runs_at, loads_at = _hoisted(problem, program, loops, sources)
-    return Kernels(exists.tolist(), runs_at, _overwrites(program, loops, sources, loads_at, runs_at))
+    return Kernels(exists, np.array(runs_at, dtype=np.int64), _overwrites(program, loops, sources, loads_at, runs_at))
 
 
 def _hoisted(

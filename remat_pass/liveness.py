@@ -44,7 +44,7 @@ def simulate(problem: RematProblem, program: Program) -> Liveness:
     """Run the storages of a program through time. Linear in steps and reads; ties go to the earliest position."""
     steps = program.steps
     kernels = fused_kernels(problem, program) if problem.fuses else unfused_kernels(program)
-    runs_at, exists = np.array(kernels.runs_at, dtype=np.int64), np.array(kernels.exists, dtype=bool)
+    runs_at, exists = kernels.runs_at, kernels.exists
     last_use = _last_uses(problem, program, runs_at, exists)
     born = np.where(exists, problem.size_bytes[steps], 0)
     for new, old in kernels.may_overwrite:

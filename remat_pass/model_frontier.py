@@ -271,7 +271,7 @@ def _points(
         saved = (problem.values[i] for i in plan.saved(problem))
         points.append(
             FrontierPoint(
-                peak_bytes=-(-peak_bytes * (1000 + problem.margin_permille) // 1000),
+                peak_bytes=problem.with_margin(peak_bytes),
                 recompute_ns=candidate.recompute_ns,
                 saved_bytes=sum(v.size.hint for v in saved if not v.is_input),
                 recomputed=sum(not problem.values[i].is_free for i in plan.recomputed()),

@@ -152,6 +152,10 @@ class RematProblem:
         text = json.dumps([rows, returned, self.fuses])
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def with_margin(self, peak_bytes: int) -> int:
+        """The smallest budget in bytes that a predicted peak fits, the prediction error of the lowering included."""
+        return -(-peak_bytes * (1000 + self.margin_permille) // 1000)
+
     @cached_property
     def index(self) -> dict[str, int]:
         """Value by name."""

@@ -29,7 +29,7 @@ from torch._functorch.compile_utils import fx_graph_cse, raise_getitems
 from torch._guards import CompileContext
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
 from torch.autograd import ProfilerConfig, ProfilerState, _disable_profiler_legacy, _enable_profiler_legacy
-from torch.fx._lazy_graph_module import _make_graph_module
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.proxy_tensor import is_sym_node
 from torch.fx.experimental.symbolic_shapes import free_symbols, optimization_hint
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -76,12 +76,15 @@ def copy_graph_module(module: fx.GraphModule) -> fx.GraphModule:
     copies: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
-    return _make_graph_module(module, graph)
+    return make_graph_module(module, graph)
 
 
 def make_graph_module(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
-    """A module of the graph that shares the attributes of `root` (2.13, 2.14)."""
-    return _make_graph_module(root, graph)
+    """A module of the graph that shares the attributes of `root` (2.13, 2.14).
+
+    Its Python code is generated when somebody runs or reads it: of most graphs on the way nobody does.
+    """
+    return _LazyGraphModule(root, graph)
 
 
 def merge_common_subexpressions(module: fx.GraphModule) -> None:

@@ -13,6 +13,7 @@ from torch import fx
 from remat_pass import _torch_compat
 from remat_pass.costs import DeviceRates, device_rates, roofline_ns, transfer_ns
 from remat_pass.errors import VerificationError
+from remat_pass.garbage import collection_paused
 from remat_pass.joint_graph import JointGraph
 from remat_pass.ops import (
     DRAWN_BY_SHAPE,
@@ -63,6 +64,7 @@ class _Context:
     """Draws that may not be repeated, and what is made of them alone, such as masks: one of these must be saved."""
 
 
+@collection_paused()
 def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[JointGraph, RematProblem, tuple[str, ...]]:
     """Describe a joint graph to the planner.
 

@@ -41,10 +41,10 @@ from remat_pass.schedule import Decisions, Program
 from remat_pass.search import Proposal, Simulated
 from remat_pass.waists import Blocks
 
-_LEVELS = 400
+_LEVELS = 300
 """Into how many steps, at least, the bytes from nothing to the largest peak are divided."""
 
-_MOST_LEVELS = 1200
+_MOST_LEVELS = 600
 
 _HEADROOM = 1.05
 """Bytes are rounded to levels, so that a plan may seem to need a little more than it does."""
@@ -118,11 +118,11 @@ class _Table:
         self.new = np.rint(self.new / self.unit).astype(int)
         # Rows are options, columns blocks.
         self.saved = np.rint(np.array([f.saved for f in figures]) / self.unit).astype(int)
-        self.extra_ns = np.array([f.extra_ns for f in figures], dtype=float)
-        self.needs = np.array([np.maximum(f.window, f.forward) for f in figures]) / self.unit
-        self.forward = np.array([f.forward for f in figures]) / self.unit
-        self.gradients = np.minimum.reduce([f.gradients for f in figures]) / self.unit
-        self.rerun_ns = np.array([_rerun_ns(problem, blocks, k) for k in range(self.count)], dtype=float)
+        self.extra_ns = np.array([f.extra_ns for f in figures], dtype=np.float32)
+        self.needs = self._in_levels([np.maximum(f.window, f.forward) for f in figures])
+        self.forward = self._in_levels([f.forward for f in figures])
+        self.gradients = self._in_levels(np.minimum.reduce([f.gradients for f in figures]))
+        self.rerun_ns = np.array([_rerun_ns(problem, blocks, k) for k in range(self.count)], dtype=np.float32)
         # The option that saves least inside a block is what a rerun falls back to.
         self.least = self.saved.argmin(axis=0)
         self.again: list[np.ndarray] = []
@@ -131,7 +131,7 @@ class _Table:
             cost, choice = _least(self._again_choices(length))
             self.again.append(cost)
             self.again_choice.append(choice)
-        self.first = [np.zeros(self.levels + 1)] * (self.count + 1)
+        self.first = [np.zeros(self.levels + 1, dtype=np.float32)] * (self.count + 1)
         self.first_choice = [np.zeros(self.levels + 1, dtype=np.int16)] * (self.count + 1)
         for s in reversed(range(self.count)):
             cost, choice = _least(self._first_choices(s))
@@ -181,12 +181,14 @@ class _Table:
         """
         for o in range(len(self.inside)):
             rest = _shifted(self.first[s + 1][None], self.saved[o, s : s + 1] + self.new[s, s + 1])
-            yield o, _where(rest + self.extra_ns[o, s], self.needs[o, s : s + 1])
-        reach = np.zeros(1)
+            rest += self.extra_ns[o, s]
+            yield o, _where(rest, self.needs[o, s : s + 1])
+        reach = np.zeros(1, dtype=np.float32)
         for k in range(s + 1, self.count + 1):
             reach = np.maximum(reach, self.forward[self.least[k - 1], k - 1])
             rest = _shifted(self.first[k][None], self.new[s : s + 1, k])
-            yield s - k, _where(rest + self.again[k - 1 - s][s], reach)
+            rest += self.again[k - 1 - s][s]
+            yield s - k, _where(rest, reach)
 
     def _again_choices(self, length: int) -> Iterator[tuple[int, np.ndarray]]:
         """The same for blocks s .. s + length, for all s at once."""
@@ -198,14 +200,19 @@ class _Table:
         t = s + length
         for o in range(len(self.inside)):
             rest = _shifted(self.again[length - 1][s + 1], self.saved[o, s] + self.new[s, s + 1])
-            cost = rest + (self.rerun_ns[s] + self.extra_ns[o, s])[:, None]
-            yield o, _where(cost, np.maximum(self.needs[o, s], self.forward[self.least[s], s] + self.gradients[t]))
-        rerun, reach = np.zeros(len(s)), np.zeros(len(s))
+            rest += (self.rerun_ns[s] + self.extra_ns[o, s])[:, None]
+            yield o, _where(rest, np.maximum(self.needs[o, s], self.forward[self.least[s], s] + self.gradients[t]))
+        rerun, reach = (np.zeros(len(s), dtype=np.float32) for _ in range(2))
         for j in range(1, length + 1):
             rerun = rerun + self.rerun_ns[s + j - 1]
             reach = np.maximum(reach, self.forward[self.least[s + j - 1], s + j - 1] + self.gradients[t])
             later = _shifted(self.again[length - j][s + j], self.new[s, s + j])
-            yield -j, _where(later + self.again[j - 1][s] + rerun[:, None], reach)
+            later += self.again[j - 1][s]
+            later += rerun[:, None]
+            yield -j, _where(later, reach)
+
+    def _in_levels(self, size_bytes: list[np.ndarray] | np.ndarray) -> np.ndarray:
+        return (np.array(size_bytes) / self.unit).astype(np.float32)
 
     def _unit(self, peak_bytes: float) -> float:
         """Bytes of a level: the typical waist is a whole number of them, so that equal blocks add up without error."""
@@ -301,21 +308,22 @@ def _least(choices: Iterator[tuple[int, np.ndarray]]) -> tuple[np.ndarray, np.nd
     for way, cost in choices:
         better = cost < best
         np.copyto(best, cost, where=better)
-        chosen[better] = way
+        np.copyto(chosen, way, where=better)
     return best, chosen
 
 
 def _shifted(costs: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """What a choice costs with that many fewer levels free, for each row."""
     width = costs.shape[1]
-    shifted = np.full(costs.shape, np.inf)
-    for level in set(levels.tolist()):  # most waists are equally wide, so there are few
-        rows = levels == level
+    shifted = np.full(costs.shape, np.inf, dtype=costs.dtype)
+    different = set(levels.tolist())  # most waists are equally wide, so there are few
+    for level in different:
+        rows = levels == level if len(different) > 1 else slice(None)
         shifted[rows, level:] = costs[rows, : max(0, width - level)]
     return shifted
 
 
 def _where(costs: np.ndarray, needs: np.ndarray) -> np.ndarray:
     """Costs where that many levels are free, else infinite, for each row; overwrites `costs`."""
-    costs[np.arange(costs.shape[1]) < needs[:, None]] = np.inf
+    np.copyto(costs, np.inf, where=np.arange(costs.shape[1], dtype=np.float32) < needs[:, None])
     return costs

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from remat_pass import _torch_compat
-from remat_pass.storage import storage_size
+from remat_pass.storage import storage_size, tensors_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,26 +80,22 @@ def moved_bytes(node: fx.Node) -> int:
 
 
 def _flops(node: fx.Node) -> int:
-    args, kwargs = pytree.tree_map(
-        lambda a: a.meta.get("val") if isinstance(a, fx.Node) else a, (node.args, node.kwargs)
-    )
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
     counted = _torch_compat.op_flops(node.target, args, kwargs, node.meta.get("val"))
     return _elements(node.meta.get("val")) if counted is None else counted
 
 
 def _dtype(node: fx.Node) -> torch.dtype:
-    tensors = [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, torch.Tensor)]
+    tensors = tensors_in(node.meta.get("val"))
     return tensors[0].dtype if tensors else torch.float32
 
 
 def _tensor_bytes(value: Any) -> int:
     """Bytes of the elements, which for a view is less than its storage."""
     return sum(
-        min(_torch_compat.size_hint(t.numel()) * t.element_size(), storage_size(t).hint)
-        for t in pytree.tree_leaves(value)
-        if isinstance(t, torch.Tensor)
+        min(_torch_compat.size_hint(t.numel()) * t.element_size(), storage_size(t).hint) for t in tensors_in(value)
     )
 
 
 def _elements(value: Any) -> int:
-    return sum(_torch_compat.size_hint(t.numel()) for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor))
+    return sum(_torch_compat.size_hint(t.numel()) for t in tensors_in(value))

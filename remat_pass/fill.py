@@ -6,7 +6,7 @@ Between two runs of a value lies a *gap*, from its last use to its next run; the
     f ......... f' ... f'' ...        all gaps of f: f is saved           saves two runs
                 f' ────────           one gap: f is not forgotten         saves one
 
-The room at every step is the limit less what is alive there. `fill` bridges gaps by time spared per byte, as long as
+The room at every step is the limit less what is alive there. Filling bridges gaps by time spared per byte, as long as
 there is room at every step of a gap. Where it starts from does the rest: from a plan far below the limit it makes the
 most of the limit, and from the plan that forgets everything at once (`forgetful`) it finds what to keep in between.
 """
@@ -48,7 +48,7 @@ def fill_up(search: Search) -> None:
     """Fill candidates up to limits spread over the frontier, coarsely at first, as long as there is effort left."""
     starts = search.frontier()
     least, most = starts[-1].peak_bytes, starts[0].peak_bytes
-    known: dict[int, Simulated] = {}
+    known: dict[int, Gaps] = {}
     for steps in (_LIMITS << k for k in range(_ROUNDS)):
         for k in range(steps + 1):
             if k % 2 or steps == _LIMITS:
@@ -59,15 +59,8 @@ def fill_up(search: Search) -> None:
                         simulated = search.again(start)
                         if simulated is None:
                             return
-                        known[id(start)] = simulated
+                        known[id(start)] = gaps_of(search, simulated)
                     fill(search, known[id(start)], limit)
-
-
-def fill(search: Search, start: Simulated, limit_bytes: int) -> None:
-    """Bridge what fits below a limit, again and again, as long as that leaves runs to spare."""
-    best: Simulated | None = start
-    while best:
-        best = _filled(search, best, limit_bytes)
 
 
 def forgetful(problem: RematProblem, keep: frozenset[int]) -> Proposal | None:
@@ -101,22 +94,24 @@ def bridges(problem: RematProblem, simulated: Simulated) -> list[Bridge]:
     free = (simulated.liveness.last_use + 1).tolist()
     found: list[Bridge] = []
     for v, at in runs.items():
-        members = [m for m in problem.parts.get(v, (v,)) if m in runs and values[m].size.hint]
-        if not members or values[v].kind is Kind.PART:  # a part comes with its op
+        if not values[v].recompute_ns or values[v].kind is Kind.PART:  # a part comes with its op
             continue
-        size, ns = sum(values[m].size.hint for m in members), values[v].recompute_ns
-        if v in in_forward and all(values[m].cannot_save is None for m in members):
-            gain = len(at) * ns - sum(values[m].save_ns for m in members)
-            # Forward runs a part that nothing reads there only if it is saved.
-            first = {m: free[in_forward[m]] if m in in_forward else in_forward[v] + 1 for m in members}
-            ends = {m: (first[m], *(free[p] for p in runs[m])) for m in members}
-            gaps = [(m, a, b) for m in members for a, b in zip(ends[m], runs[m], strict=False)]
+        members = [m for m in problem.parts.get(v, (v,)) if m in runs and values[m].size.hint]
+        if not members:
+            continue
+        size, ns = sum([values[m].size.hint for m in members]), values[v].recompute_ns
+        gain = len(at) * ns - sum([values[m].save_ns for m in members])
+        if gain > 0 and v in in_forward and not any([values[m].cannot_save for m in members]):
+            gaps = []
+            for m in members:
+                # Forward runs a part that nothing reads there only if it is saved.
+                ends = [free[in_forward[m]] if m in in_forward else in_forward[v] + 1, *[free[p] for p in runs[m]]]
+                gaps += [(m, a, b) for a, b in zip(ends, runs[m], strict=False)]
             found.append(Bridge(v, gain, size, True, tuple(gaps)))
-        if all(len(runs[m]) == len(at) for m in members):
+        if len(at) > 1 and all(len(runs[m]) == len(at) for m in members):
             for k in range(1, len(at)):
-                gaps = [(m, free[runs[m][k - 1]], runs[m][k]) for m in members]
-                found.append(Bridge(v, ns, size, False, tuple(gaps)))
-    return sorted((b for b in found if b.gain_ns > 0), key=lambda b: (-b.gain_ns / b.size_bytes, b.value, b.gaps))
+                found.append(Bridge(v, ns, size, False, tuple((m, free[runs[m][k - 1]], runs[m][k]) for m in members)))
+    return sorted(found, key=lambda b: (-b.gain_ns / b.size_bytes, b.value, b.gaps))
 
 
 def bridged(problem: RematProblem, simulated: Simulated, chosen: list[Bridge]) -> Proposal:
@@ -139,11 +134,40 @@ def bridged(problem: RematProblem, simulated: Simulated, chosen: list[Bridge]) -
     return Proposal(proposal.keep | saved, forgotten)
 
 
-def _filled(search: Search, start: Simulated, limit_bytes: int) -> Simulated | None:
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """A plan and the ways to spare runs in it, those that the user does not forbid."""
+
+    simulated: Simulated
+    bridges: list[Bridge]
+    needed_bytes: np.ndarray
+    """The limit from which on each bridge fits by itself; shape (bridges,), int64."""
+
+
+def gaps_of(search: Search, simulated: Simulated) -> Gaps:
+    """What there is to bridge in a plan, and how much room each bridge takes by itself."""
+    found = [b for b in bridges(search.problem, simulated) if not b.is_saved or search.may_save(m for m, *_ in b.gaps)]
+    gaps = [(k, a, b, search.problem.values[m].size.hint) for k, bridge in enumerate(found) for m, a, b in bridge.gaps]
+    which, first, run, size = np.array(gaps, dtype=np.int64).reshape(-1, 4).T
+    alive = np.append(simulated.liveness.alive_bytes, 0)  # so that a gap may end with the program
+    # reduceat yields the largest from one index up to the next: every other one is that of a gap.
+    highest = np.maximum.reduceat(alive, np.stack((first, run), 1).ravel())[::2] if len(gaps) else first
+    needed = np.zeros(len(found), dtype=np.int64)
+    np.maximum.at(needed, which, np.where(first < run, highest + size, 0))
+    return Gaps(simulated, found, needed)
+
+
+def fill(search: Search, start: Gaps, limit_bytes: int) -> None:
+    """Bridge what fits below a limit, again and again, as long as that leaves runs to spare."""
+    while filled := _filled(search, start, limit_bytes):
+        start = gaps_of(search, filled)
+
+
+def _filled(search: Search, start: Gaps, limit_bytes: int) -> Simulated | None:
     """The start with more of its gaps bridged, or None if there are none that fit."""
-    chosen = list(_fitting(search, start, limit_bytes))
+    chosen = list(_fitting(search.problem, start, limit_bytes))
     while chosen:
-        filled = search.spend(bridged(search.problem, start, chosen))
+        filled = search.spend(bridged(search.problem, start.simulated, chosen))
         if filled is None or filled.candidate.peak_bytes <= limit_bytes:
             return filled
         # What fits in bytes alive may not fit once kernels are fused anew.
@@ -151,13 +175,12 @@ def _filled(search: Search, start: Simulated, limit_bytes: int) -> Simulated | N
     return None
 
 
-def _fitting(search: Search, simulated: Simulated, limit_bytes: int) -> Iterator[Bridge]:
+def _fitting(problem: RematProblem, start: Gaps, limit_bytes: int) -> Iterator[Bridge]:
     """Bridges that fit below a limit, all together."""
-    problem, room = search.problem, limit_bytes - simulated.liveness.alive_bytes
+    room = limit_bytes - start.simulated.liveness.alive_bytes
     saved: set[int] = set()
-    for bridge in bridges(problem, simulated):
-        if bridge.is_saved and not search.may_save(m for m, _, _ in bridge.gaps):
-            continue
+    for k in np.flatnonzero(start.needed_bytes <= limit_bytes).tolist():
+        bridge = start.bridges[k]
         gaps = [(slice(a, b), problem.values[m].size.hint) for m, a, b in bridge.gaps if a < b]
         if bridge.value not in saved and all(room[gap].min() >= size for gap, size in gaps):
             for gap, size in gaps:

@@ -16,7 +16,7 @@ of torch 2.13.
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -50,112 +50,131 @@ def unfused_kernels(program: Program) -> Kernels:
 
 def fused_kernels(problem: RematProblem, program: Program) -> Kernels:
     """The kernels of the module docstring. Linear in steps, apart from a search among the kernels that load a value."""
-    is_view = problem.is_kind(Kind.VIEW)[program.steps]
-    reads = _through_views(program.reads, is_view) if is_view.any() else program.reads
-    exists = _exists(problem, program, is_view, reads)
-    stored = exists & ~is_view
-    sources = _loaded(program.reads, stored.tolist())
-    loops = np.flatnonzero(problem.is_kind(*_LOOPS)[program.steps] & exists).tolist()
-    runs_at, loads_at = _hoisted(problem, program, loops, sources)
-    return Kernels(exists, np.array(runs_at, dtype=np.int64), _overwrites(program, loops, sources, loads_at, runs_at))
-
-
-def _hoisted(
-    problem: RematProblem, program: Program, loops: list[int], sources: list[list[int]]
-) -> tuple[list[int], dict[tuple[int, int], int]]:
-    """When each step runs, and how many loops load a storage at a moment."""
-    runs_at = list(range(len(program.values)))
-    ready_at = list(range(1, len(program.values) + 1))
-    sizes = problem.size_bytes[program.steps].tolist()
-    # By storage and extent: when the kernels run that load or write it, in order.
-    moments: dict[tuple[int, int], list[int]] = {}
-    loads_at: dict[tuple[int, int], int] = {}
-    for p in loops:
-        loaded = sources[p]
-        begin = program.forward_end if p >= program.forward_end else 0
-        extent = max([sizes[p], *[sizes[s] for s in loaded]])
-        ready = max([begin, *[ready_at[s] for s in loaded if s >= begin]])
-        best = p
-        for s in loaded:
-            same = moments.get((s, extent))
-            if same and same[-1] >= ready:
-                best = min(best, same[bisect_left(same, ready)])
-        runs_at[p] = ready_at[p] = best
-        moments[p, extent] = [best]
-        for s in loaded:
-            insort(moments.setdefault((s, extent), []), best)
-            loads_at[s, best] = loads_at.get((s, best), 0) + 1
-    return runs_at, loads_at
-
-
-def _overwrites(
-    program: Program,
-    loops: list[int],
-    sources: list[list[int]],
-    loads_at: dict[tuple[int, int], int],
-    runs_at: list[int],
-) -> list[tuple[int, int]]:
-    """At most one old value per new one: the first that no other kernel of the same moment reads."""
-    pairs: list[tuple[int, int]] = []
-    taken: set[int] = set()
-    for p in loops:
-        begin, at = program.forward_end if p >= program.forward_end else 0, runs_at[p]
-        for s in sources[p]:
-            if s >= begin and runs_at[s] < at and s not in taken and loads_at[s, at] == 1:
-                taken.add(s)
-                pairs.append((p, s))
-                break
-    return pairs
-
-
-def _loaded(reads: list[list[int]], stored: list[bool]) -> list[list[int]]:
-    """For every step the positions of the storages it really reads, through views and values computed in place."""
-    loaded: list[list[int]] = []
-    for read in reads:
-        if len(read) == 1:
-            loaded.append(read if stored[read[0]] else loaded[read[0]])
-            continue
-        found: dict[int, None] = {}
-        for r in read:
-            if stored[r]:
-                found[r] = None
-            else:
-                found.update(dict.fromkeys(loaded[r]))
-        loaded.append(list(found))
-    return loaded
-
-
-def _exists(problem: RematProblem, program: Program, is_view: np.ndarray, reads: list[list[int]]) -> np.ndarray:
-    """Which steps write memory, where pointwise values may be computed inside their readers instead."""
     steps = program.steps
+    is_view = problem.is_kind(Kind.VIEW)[steps]
+    exists = _exists(problem, program, *_through(program, is_view, np.flatnonzero(~is_view)))
+    loops = np.flatnonzero(problem.is_kind(*_LOOPS)[steps] & exists)
+    loaded, bounds = _through(program, ~exists | is_view, loops)
+    runs_at = _hoisted(problem, program, loops, loaded, bounds)
+    return Kernels(exists, runs_at, _overwrites(program, loops, loaded, bounds, runs_at))
+
+
+def _through(program: Program, is_open: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What some steps read, where open steps stand for what they read themselves.
+
+    Args:
+        program: The program.
+        is_open: Which steps are looked through; shape (steps,), bool.
+        rows: The steps to look from, in order.
+
+    Returns:
+        Positions, each once per row, and bounds: those of the k-th row are `positions[bounds[k] : bounds[k + 1]]`.
+    """
+    bounds = program.bounds
+    reads_open = np.zeros(len(program.values), dtype=bool)
+    reads_open[program.readers[is_open[program.read]]] = True
+    if not reads_open[rows].any():
+        lengths = bounds[rows + 1] - bounds[rows]
+        ends = lengths.cumsum()
+        entries = np.arange(lengths.sum()) + np.repeat(bounds[rows] - ends + lengths, lengths)
+        return program.read[entries], np.concatenate(([0], ends))
+    wanted = is_open.copy()
+    wanted[rows] = True
+    read, ends, is_open_step, mixed = program.read.tolist(), bounds.tolist(), is_open.tolist(), reads_open.tolist()
+    seen: list[list[int]] = [[]] * len(is_open_step)
+    for p in np.flatnonzero(wanted).tolist():
+        row = read[ends[p] : ends[p + 1]]
+        if mixed[p]:
+            if len(row) == 1:
+                row = seen[row[0]]
+            else:
+                row = list(dict.fromkeys([q for r in row for q in (seen[r] if is_open_step[r] else (r,))]))
+        seen[p] = row
+    found = [seen[p] for p in rows.tolist()]
+    return np.array([*chain.from_iterable(found)], dtype=np.int64), np.cumsum([0, *map(len, found)])
+
+
+def _exists(problem: RematProblem, program: Program, read: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Which steps write memory, where pointwise values may be computed inside their readers instead.
+
+    `read` and `bounds` are those of the steps that are no views, in order, looked at through views.
+    """
+    steps = program.steps
+    is_view = problem.is_kind(Kind.VIEW)[steps]
     must = ~problem.is_kind(Kind.POINTWISE)[steps]
-    for p in (*program.saved, *program.returned, *program.output_positions(problem)):
-        must[reads[p] if is_view[p] else p] = True
-    lengths = np.fromiter(map(len, reads), dtype=np.int64, count=len(reads))
-    lengths[is_view] = 0
-    read = np.fromiter(
-        chain.from_iterable(r for r, n in zip(reads, lengths.tolist(), strict=True) if n), dtype=np.int64
-    )
-    must[read[np.repeat(~problem.is_kind(*_FUSING_READERS)[steps], lengths)]] = True
-    several = np.bincount(read, minlength=len(reads)) > 1
-    loads = [1] * len(reads)
+    kept = np.zeros(len(steps), dtype=bool)
+    kept[[*program.saved, *program.returned, *program.output_positions(problem)]] = True
+    must[_through(program, is_view, np.flatnonzero(kept & is_view))[0]] = True
+    must |= kept
+    readers = np.repeat(np.flatnonzero(~is_view), np.diff(bounds))
+    must[read[~problem.is_kind(*_FUSING_READERS)[steps[readers]]]] = True
+    several = (np.bincount(read, minlength=len(steps)) > 1).tolist()
+    loads = [1] * len(steps)
     exists = must.copy()
-    for p in np.flatnonzero(~must).tolist():
-        count = sum([loads[r] for r in reads[p]])
-        if several[p] and count > _REALIZE_READS:
+    rows, reads = (~must[~is_view]).nonzero()[0], read.tolist()
+    of_row = zip(np.flatnonzero(~is_view)[rows].tolist(), bounds[rows].tolist(), bounds[rows + 1].tolist(), strict=True)
+    for p, first, end in of_row:
+        count = sum([loads[r] for r in reads[first:end]])
+        if count > _REALIZE_READS and several[p]:
             exists[p] = True
         else:
             loads[p] = count
     return exists
 
 
-def _through_views(reads: list[list[int]], is_view: np.ndarray) -> list[list[int]]:
-    """For every step the positions it reads, where views stand for what they show."""
-    view = is_view.tolist()
-    through: list[list[int]] = []
-    for read in reads:
-        if any(view[r] for r in read):
-            through.append(list(dict.fromkeys(q for r in read for q in (through[r] if view[r] else (r,)))))
-        else:
-            through.append(read)
-    return through
+def _hoisted(
+    problem: RematProblem, program: Program, loops: np.ndarray, loaded: np.ndarray, bounds: np.ndarray
+) -> np.ndarray:
+    """When each step runs; shape (steps,), int64."""
+    count = len(program.values)
+    sizes = problem.size_bytes[program.steps]
+    loop = np.repeat(np.arange(len(loops)), np.diff(bounds))
+    extents = sizes[loops]
+    np.maximum.at(extents, loop, sizes[loaded])
+    # A storage and an extent are a key. Under keys that are met once nothing is found.
+    of_extent = np.unique(extents, return_inverse=True)[1] * count
+    written, read = loops + of_extent, loaded + of_extent[loop]
+    keys, which, met = np.unique(np.concatenate((written, read)), return_inverse=True, return_counts=True)
+    which = np.where(met[which] > 1, which, -1).tolist()
+    own, reads = which[: len(loops)], which[len(loops) :]
+    ready_at = list(range(1, count + 1))
+    runs_at = np.arange(count)
+    # When the kernels run that load or write a storage at an extent, in order.
+    moments: list[list[int]] = [[] for _ in keys]
+    sources = loaded.tolist()
+    for k, (p, (first, end)) in enumerate(zip(loops.tolist(), pairwise(bounds.tolist()), strict=True)):
+        begin = program.forward_end if p >= program.forward_end else 0
+        best = p
+        mine = [key for key in reads[first:end] if key >= 0]
+        if mine:
+            ready = max([begin, *[ready_at[s] for s in sources[first:end] if s >= begin]])
+            for key in mine:
+                same = moments[key]
+                if same and same[-1] >= ready:
+                    best = min(best, same[bisect_left(same, ready)])
+            for key in mine:
+                insort(moments[key], best)
+        if own[k] >= 0:
+            moments[own[k]].append(best)
+        if best < p:
+            runs_at[p] = best
+        ready_at[p] = best
+    return runs_at
+
+
+def _overwrites(
+    program: Program, loops: np.ndarray, loaded: np.ndarray, bounds: np.ndarray, runs_at: np.ndarray
+) -> list[tuple[int, int]]:
+    """At most one old value per new one: the first that no other kernel of the same moment reads."""
+    new = np.repeat(loops, np.diff(bounds))
+    at = runs_at[new]
+    _, which, loads = np.unique(loaded * len(runs_at) + at, return_inverse=True, return_counts=True)
+    begin = np.where(new >= program.forward_end, program.forward_end, 0)
+    may = (loads[which] == 1) & (loaded >= begin) & (runs_at[loaded] < at)
+    pairs: dict[int, int] = {}
+    taken: set[int] = set()
+    for p, s in zip(new[may].tolist(), loaded[may].tolist(), strict=True):
+        if p not in pairs and s not in taken:
+            taken.add(s)
+            pairs[p] = s
+    return list(pairs.items())

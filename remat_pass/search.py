@@ -11,7 +11,7 @@ from remat_pass.liveness import Liveness, simulate
 from remat_pass.problem import RematProblem
 from remat_pass.schedule import Decisions, Program, added_ns, decide, lay_out, repeats
 
-_STEPS_TO_SIMULATE = 1_000_000
+_STEPS_TO_SIMULATE = 800_000
 """Effort of planning: candidates times graph size, after cuts and chains. Keeps planning in seconds for any graph."""
 _FEWEST_STEPS = 250
 """What a smaller graph counts as: simulating any takes some time."""

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from remat_pass.chain import propose
 from remat_pass.contract import Contracted, contract
 from remat_pass.fill import bridged, bridges, fill_up, forgetful
+from remat_pass.garbage import collection_paused
 from remat_pass.mincut import cheapest_saved_sets
 from remat_pass.problem import RematProblem
 from remat_pass.search import Candidate, Proposal, Search, Simulated
@@ -43,6 +44,7 @@ _FORGETFUL = 4
 """How many candidates of least peak are tried with everything forgotten, too."""
 
 
+@collection_paused()
 def frontier(
     problem: RematProblem, *, extra: Iterable[frozenset[int]] = (), honour_wishes: bool = True
 ) -> tuple[Candidate, ...]:

@@ -6,7 +6,6 @@ decides. When neither shows an alias the node is taken to allocate, which can on
 """
 
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +40,7 @@ def storages_of(node: fx.Node, device_type: str) -> Storages:
         held = held or _aliased_by_schema(node)
         return Storages(NO_BYTES if held else storage_size(value, device_type), held)
     of_inputs = set().union(*(_storage_ids(n.meta.get("val")) for n in held))
-    fresh = (t for t in _tensors(value) if not _storage_ids(t) & of_inputs)
+    fresh = (t for t in tensors_in(value) if not _storage_ids(t) & of_inputs)
     return Storages(NO_BYTES, held, sum(storage_size(t, device_type).hint for t in fresh))
 
 
@@ -70,18 +69,21 @@ def main_device_type(nodes: tuple[fx.Node, ...]) -> str:
     """The device type that holds the most bytes: the one whose memory is planned."""
     totals: dict[str, int] = {}
     for node in nodes:
-        for tensor in _tensors(node.meta.get("val")):
+        for tensor in tensors_in(node.meta.get("val")):
             totals[tensor.device.type] = totals.get(tensor.device.type, 0) + storage_size(tensor).hint
     return max(totals, key=totals.__getitem__, default="cpu")
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    return (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor))
+def tensors_in(value: Any) -> tuple[torch.Tensor, ...]:
+    """The tensors among the leaves of a fake value, in order."""
+    if isinstance(value, torch.Tensor):
+        return (value,)
+    return tuple(leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor))
 
 
 def _storage_ids(value: Any) -> set[int]:
     ids = set()
-    for tensor in _tensors(value):
+    for tensor in tensors_in(value):
         try:
             ids.add(tensor.untyped_storage()._cdata)
         except (NotImplementedError, RuntimeError):

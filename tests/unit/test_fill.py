@@ -5,7 +5,7 @@ is spared by saving; parts are saved one by one; forgetting skips what a recompu
 that of the start.
 """
 
-from remat_pass.fill import bridged, bridges, fill, forgetful
+from remat_pass.fill import bridged, bridges, fill, forgetful, gaps_of
 from remat_pass.problem import RematProblem
 from remat_pass.schedule import repeats
 from remat_pass.search import Proposal, Search, Simulated, evaluate
@@ -39,7 +39,7 @@ def ran_again(problem: RematProblem, simulated: Simulated) -> dict[str, int]:
 def filled(problem: RematProblem, start: Simulated, limit_bytes: int) -> list[tuple[int, int]]:
     """(MiB, us) of all that filling finds."""
     search = Search(problem, honour_wishes=True)
-    fill(search, search.add(start.candidate.proposal), limit_bytes)
+    fill(search, gaps_of(search, search.add(start.candidate.proposal)), limit_bytes)
     return [(c.peak_bytes // MIB, c.recompute_ns // US) for c in search.frontier()]
 
 

@@ -3,8 +3,9 @@
 Between two runs of a value lies a *gap*, from its last use to its next run; the first one begins in forward. A gap is
 *bridged* by keeping the value alive across it, which spares a run and takes its bytes all the way:
 
-    f ......... f' ... f'' ...        all gaps of f: f is saved           saves two runs
-                f' ────────           one gap: f is not forgotten         saves one
+    f ......... f' ... f'' ...        all gaps of f: f is saved               saves two runs
+    f ─────────                       the first: it is saved, and forgotten   saves one
+                f' ────────           another: it is not forgotten            saves one
 
 The room at every step is the limit less what is alive there. Filling bridges gaps by time spared per byte, as long as
 there is room at every step of a gap. Where it starts from does the rest: from a plan far below the limit it makes the
@@ -13,6 +14,7 @@ most of the limit, and from the plan that forgets everything at once (`forgetful
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -39,7 +41,9 @@ class Bridge:
     gain_ns: int
     size_bytes: int
     is_saved: bool
-    """Whether it bridges all gaps, so that the value is saved."""
+    """Whether it bridges the first gap, so that the value is saved."""
+    is_whole: bool
+    """Whether it bridges all gaps, so that the value is never run again."""
     gaps: tuple[tuple[int, int, int], ...]
     """(value, first free position, position of the next run)."""
 
@@ -100,26 +104,31 @@ def bridges(problem: RematProblem, simulated: Simulated) -> list[Bridge]:
         if not members:
             continue
         size, ns = sum([values[m].size.hint for m in members]), values[v].recompute_ns
-        gain = len(at) * ns - sum([values[m].save_ns for m in members])
-        if gain > 0 and v in in_forward and not any([values[m].cannot_save for m in members]):
-            gaps = []
-            for m in members:
-                # Forward runs a part that nothing reads there only if it is saved.
-                ends = [free[in_forward[m]] if m in in_forward else in_forward[v] + 1, *[free[p] for p in runs[m]]]
-                gaps += [(m, a, b) for a, b in zip(ends, runs[m], strict=False)]
-            found.append(Bridge(v, gain, size, True, tuple(gaps)))
+        save_ns = sum([values[m].save_ns for m in members])
+        if v in in_forward and not any([values[m].cannot_save for m in members]):
+            # Forward runs a part that nothing reads there only if it is saved.
+            first = [free[in_forward[m]] if m in in_forward else in_forward[v] + 1 for m in members]
+            gaps = [(m, a, runs[m][0]) for m, a in zip(members, first, strict=True)]
+            if len(at) > 1:
+                found.append(Bridge(v, ns - save_ns, size, True, False, tuple(gaps)))
+            gaps += [(m, free[p], q) for m in members for p, q in pairwise(runs[m])]
+            found.append(Bridge(v, len(at) * ns - save_ns, size, True, True, tuple(gaps)))
         if len(at) > 1 and all(len(runs[m]) == len(at) for m in members):
             for k in range(1, len(at)):
-                found.append(Bridge(v, ns, size, False, tuple((m, free[runs[m][k - 1]], runs[m][k]) for m in members)))
-    return sorted(found, key=lambda b: (-b.gain_ns / b.size_bytes, b.value, b.gaps))
+                gaps = [(m, free[runs[m][k - 1]], runs[m][k]) for m in members]
+                found.append(Bridge(v, ns, size, False, False, tuple(gaps)))
+    return sorted((b for b in found if b.gain_ns > 0), key=lambda b: (-b.gain_ns / b.size_bytes, b.value, b.gaps))
 
 
 def bridged(problem: RematProblem, simulated: Simulated, chosen: list[Bridge]) -> Proposal:
     """The plan with some gaps bridged."""
     proposal, program = simulated.candidate.proposal, simulated.program
-    saved = frozenset(m for b in chosen if b.is_saved for m in problem.parts.get(b.value, (b.value,)))
+    saved, whole = (
+        frozenset(m for b in chosen if wanted(b) for m in problem.parts.get(b.value, (b.value,)))
+        for wanted in (lambda b: b.is_saved, lambda b: b.is_whole)
+    )
     ranges: dict[int, list[range]] = {}
-    for m, first, run in (gap for b in chosen if not b.is_saved for gap in b.gaps):
+    for m, first, run in (gap for b in chosen if not b.is_whole for gap in b.gaps):
         # It is forgotten after its last use or later; its op, if it is a part, counts as a part.
         ranges.setdefault(m, []).append(range(first - 1, run))
         if problem.values[m].kind is Kind.PART:
@@ -131,7 +140,7 @@ def bridged(problem: RematProblem, simulated: Simulated, chosen: list[Bridge]) -
             reader: frozenset(v for v in gone if not any(position[reader] in r for r in ranges.get(v, ())))
             for reader, gone in forgotten.items()
         }
-    return Proposal(proposal.keep | saved, forgotten)
+    return Proposal(proposal.keep | saved, forgotten).saving(whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +194,6 @@ def _fitting(problem: RematProblem, start: Gaps, limit_bytes: int) -> Iterator[B
         if bridge.value not in saved and all(room[gap].min() >= size for gap, size in gaps):
             for gap, size in gaps:
                 room[gap] -= size
-            if bridge.is_saved:
+            if bridge.is_whole:
                 saved.add(bridge.value)
             yield bridge

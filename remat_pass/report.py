@@ -39,7 +39,7 @@ class ValueDecision:
     action: str
     """"saved", "recomputed" or "dropped" (backward does not need it)."""
     copies: int
-    """How often it runs in backward."""
+    """How often it runs in backward. What is saved runs there too if it is dropped on the way to later readers."""
     size_bytes: int
     """Of the storage it creates; 0 for views."""
     recompute_ns: int
@@ -185,8 +185,10 @@ def explain_decisions(problem: RematProblem, plan: RematPlan) -> tuple[ValueDeci
         moved = action == "recomputed" and i not in runs
         # To have a part again its whole op has to run.
         run_ns = problem.values[value.reads[0]].recompute_ns if value.kind is Kind.PART else value.recompute_ns
-        reason = _reason(value, action, run_ns, moved=moved)
         copies = 1 if moved else runs.get(i, 0)
+        reason = _reason(value, action, run_ns, moved=moved)
+        if action == "saved" and copies:
+            reason = f"for its first readers: {reason}"
         rows.append(ValueDecision(value.name, value.op, action, copies, value.size.hint, run_ns, reason, value.source))
     return tuple(rows)
 

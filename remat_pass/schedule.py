@@ -11,9 +11,9 @@ even if it is not in the set, one that cannot be saved is recomputed.
 Lateness is what makes recomputation save memory at all: in joint-graph order every recomputed value would be alive
 from the start of backward, and the peak would be that of saving everything.
 
-A recomputed value is there for all its readers unless it is *forgotten* on the way: after a given backward value it is
-dropped, and the next reader computes another copy. Forgetting is what brings the peak below what one recompute of
-each value can reach.
+What is saved or recomputed is there for all its readers unless it is *forgotten* on the way: after a given backward
+value it is dropped, and the next reader computes another copy. Forgetting is what brings the peak below what one
+recompute of each value can reach.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -33,11 +33,11 @@ class Decisions:
     saved: tuple[int, ...]
     """Values passed from forward to backward, inputs included."""
     recomputed: tuple[int, ...]
-    """Values run in backward although they need no tangent."""
+    """Values that backward does not find saved when it first needs them, although they need no tangent."""
     forgotten: Mapping[int, frozenset[int]]
-    """After which backward value which recomputed values are dropped, though later ones may read them again.
+    """After which backward value which of both are dropped, though later ones may read them again.
 
-    Random values stay: torch can repeat a draw once.
+    What cannot be recomputed stays, and so do random values: torch can repeat a draw once.
     """
 
 
@@ -90,6 +90,7 @@ def decide(
     """Settle what is saved and what is recomputed if the values of `keep` are not to be recomputed."""
     values, inputs = problem.values, problem.inputs
     needed = set(problem.read_in_backward)
+    dropped = frozenset[int]().union(*forgotten.values()) if forgotten else frozenset[int]()
     saved, recomputed = [], []
     for i in reversed(problem.forward_values):
         if i not in needed:
@@ -97,9 +98,11 @@ def decide(
         value = values[i]
         if i in inputs or value.cannot_recompute or (i in keep and not value.cannot_save):
             saved.append(i)
+            if i not in dropped or i in inputs or value.cannot_recompute:
+                continue
         else:
             recomputed.append(i)
-            needed.update(value.reads)
+        needed.update(value.reads)
     return Decisions(tuple(reversed(saved)), tuple(reversed(recomputed)), forgotten or {})
 
 
@@ -112,8 +115,7 @@ def lay_out(problem: RematProblem, decisions: Decisions) -> Program:
     """1 for what has to run before it can be read."""
     for v in decisions.recomputed:
         absent[v] = 1
-    parts = {v for v in decisions.recomputed if problem.values[v].kind is Kind.PART} if decisions.forgotten else set()
-    forgettable = {*decisions.recomputed} - problem.drawn if decisions.forgotten else set()
+    forgettable = _forgettable(problem, decisions) if decisions.forgotten else frozenset[int]()
     for v, wanted in problem.backward_steps:
         for r in wanted:
             if absent[r]:
@@ -122,18 +124,23 @@ def lay_out(problem: RematProblem, decisions: Decisions) -> Program:
         for u in decisions.forgotten.get(v, ()):
             if u in forgettable:
                 absent[u] = 1
-                if u in parts:  # comes with its op, whenever that runs
+                if problem.values[u].kind is Kind.PART:  # comes with its op, whenever that runs
                     absent[problem.values[u].reads[0]] = 1
     order += _run_origins(problem, problem.gradients, absent)
-    return _linked(problem, decisions, order, begin)
+    return _linked(problem, order, begin)
 
 
-def _linked(problem: RematProblem, decisions: Decisions, order: list[int], begin: int) -> Program:
+def _forgettable(problem: RematProblem, decisions: Decisions) -> frozenset[int]:
+    """What may run again after it has been there."""
+    saved = (v for v in decisions.saved if v not in problem.inputs and not problem.values[v].cannot_recompute)
+    return frozenset((*decisions.recomputed, *saved)) - problem.drawn
+
+
+def _linked(problem: RematProblem, order: list[int], begin: int) -> Program:
     """The program of an order: a step reads the latest run of a value."""
     steps = np.array(order, dtype=np.int64)
     count = len(order)
-    first, latest = (np.full(len(problem.values), -1) for _ in range(2))
-    first[steps[:begin]] = np.arange(begin)
+    latest = np.full(len(problem.values), -1)
     latest[steps] = np.arange(count)  # of several runs the last one stays
     starts, wanted = problem.read_bounds[steps], problem.read_values
     lengths = problem.read_bounds[steps + 1] - starts
@@ -146,9 +153,12 @@ def _linked(problem: RematProblem, decisions: Decisions, order: list[int], begin
         by_value = np.argsort(steps, kind="stable")
         keys = steps[by_value] * count + by_value
         read[late] = by_value[np.searchsorted(keys, wanted[late] * count + readers[late]) - 1]
-    saved, returned = first[list(decisions.saved)], latest[list(problem.gradients)]
+    returned = latest[list(problem.gradients)]
+    returned = returned[returned >= 0]
+    passed_on = np.concatenate((read[bounds[begin] :], returned))
+    saved = np.unique(passed_on[passed_on < begin])
     copies = _count_copies(problem, steps, begin)
-    return Program(order, copies, read, bounds, begin, saved[saved >= 0].tolist(), returned[returned >= 0].tolist())
+    return Program(order, copies, read, bounds, begin, saved.tolist(), returned.tolist())
 
 
 def _count_copies(problem: RematProblem, steps: np.ndarray, begin: int) -> np.ndarray:

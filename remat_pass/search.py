@@ -11,12 +11,14 @@ from remat_pass.liveness import Liveness, simulate
 from remat_pass.problem import RematProblem
 from remat_pass.schedule import Decisions, Program, added_ns, decide, lay_out, repeats
 
-_STEPS_TO_SIMULATE = 800_000
+_STEPS_TO_SIMULATE = 1_000_000
 """Effort of planning: candidates times graph size, after cuts and chains. Keeps planning in seconds for any graph."""
 _FEWEST_STEPS = 250
 """What a smaller graph counts as: simulating any takes some time."""
 _FUSED_EFFORT = 3
 """How much longer it takes to simulate a step where the lowering fuses."""
+_KEPT_STEPS = 1_000_000
+"""Of simulations that are kept in case they are asked for again; some 100 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,13 @@ class Proposal:
 
     keep: frozenset[int]
     forgotten: dict[int, frozenset[int]] = field(default_factory=dict)
+
+    def saving(self, values: frozenset[int]) -> "Proposal":
+        """The same with more values kept, to the end."""
+        forgotten = self.forgotten
+        if any(not values.isdisjoint(gone) for gone in forgotten.values()):
+            forgotten = {reader: gone - values for reader, gone in forgotten.items()}
+        return Proposal(self.keep | values, forgotten)
 
 
 @dataclass(frozen=True)
@@ -52,15 +61,12 @@ class Simulated:
     liveness: Liveness
 
 
-def evaluate(problem: RematProblem, proposal: Proposal) -> Simulated:
-    """Judge one proposal."""
-    return _simulated(problem, proposal, decide(problem, proposal.keep, proposal.forgotten))
-
-
-def _simulated(problem: RematProblem, proposal: Proposal, decisions: Decisions) -> Simulated:
+def evaluate(problem: RematProblem, proposal: Proposal, decisions: Decisions | None = None) -> Simulated:
+    """Judge one proposal; its decisions are worked out if they are not known."""
+    decisions = decisions or decide(problem, proposal.keep, proposal.forgotten)
     program = lay_out(problem, decisions)
     liveness = simulate(problem, program)
-    recompute_ns = added_ns(problem, decisions.saved, repeats(program))
+    recompute_ns = added_ns(problem, (program.values[p] for p in program.saved), repeats(program))
     return Simulated(Candidate(proposal, liveness.peak_bytes, recompute_ns, problem), decisions, program, liveness)
 
 
@@ -73,14 +79,15 @@ class Search:
         self._wish_save = frozenset(i for i, wish in wishes if wish == "save")
         self._wish_recompute = frozenset(i for i, wish in wishes if wish == "recompute")
         self._seen: set[object] = set()
+        self._kept: dict[object, Simulated] = {}
+        self._room = _KEPT_STEPS
         self._candidates: list[Candidate] = []
         self._effort = _STEPS_TO_SIMULATE
-        self._cost = max(_FEWEST_STEPS, len(problem.values)) * (_FUSED_EFFORT if problem.fuses else 1)
 
     @property
     def trials(self) -> int:
-        """How many proposals there is effort left for."""
-        return self._effort // self._cost
+        """About how many proposals there is effort left for."""
+        return max(0, self._effort) // self._cost(len(self.problem.values))
 
     def may_save(self, values: Iterable[int]) -> bool:
         """Whether the user's wishes let the values be saved."""
@@ -88,30 +95,24 @@ class Search:
 
     def add(self, proposal: Proposal) -> Simulated:
         """Judge a proposal, as changed by what the user wishes; without effort."""
-        simulated = evaluate(self.problem, self._as_wished(proposal))
-        if self._is_new(simulated.decisions):
-            self._candidates.append(simulated.candidate)
-        return simulated
+        proposal = self._as_wished(proposal)
+        decisions = decide(self.problem, proposal.keep, proposal.forgotten)
+        return self._kept.get(_key(decisions)) or self._simulate(proposal, decisions)
 
     def spend(self, proposal: Proposal) -> Simulated | None:
         """Judge a proposal if it is a new one and there is effort left for it."""
-        proposal = self._as_wished(proposal)
         if not self.trials:
             return None
+        proposal = self._as_wished(proposal)
         decisions = decide(self.problem, proposal.keep, proposal.forgotten)
-        if not self._is_new(decisions):
-            return None
-        self._effort -= self._cost
-        simulated = _simulated(self.problem, proposal, decisions)
-        self._candidates.append(simulated.candidate)
-        return simulated
+        return None if _key(decisions) in self._seen else self._paid(self._simulate(proposal, decisions))
 
     def again(self, candidate: Candidate) -> Simulated | None:
-        """Simulate a candidate once more if there is effort left for it."""
+        """The simulation of a candidate if there is effort left; it takes some unless it has been kept."""
         if not self.trials:
             return None
-        self._effort -= self._cost
-        return evaluate(self.problem, candidate.proposal)
+        kept = self._kept.get(_key(candidate.decisions))
+        return kept or self._paid(self._simulate(candidate.proposal, candidate.decisions))
 
     def frontier(self) -> tuple[Candidate, ...]:
         """The best so far, by falling peak and rising time."""
@@ -121,11 +122,28 @@ class Search:
                 best.append(candidate)
         return tuple(best)
 
-    def _as_wished(self, proposal: Proposal) -> Proposal:
-        return Proposal((proposal.keep | self._wish_save) - self._wish_recompute, proposal.forgotten)
+    def _paid(self, simulated: Simulated) -> Simulated:
+        self._effort -= self._cost(len(simulated.program.values))
+        return simulated
 
-    def _is_new(self, decisions: Decisions) -> bool:
-        key = (decisions.saved, tuple(sorted(decisions.forgotten.items())))
-        is_new = key not in self._seen
-        self._seen.add(key)
-        return is_new
+    def _cost(self, steps: int) -> int:
+        return max(_FEWEST_STEPS, steps) * (_FUSED_EFFORT if self.problem.fuses else 1)
+
+    def _as_wished(self, proposal: Proposal) -> Proposal:
+        saving = proposal.saving(self._wish_save) if self._wish_save else proposal
+        return Proposal(saving.keep - self._wish_recompute, saving.forgotten)
+
+    def _simulate(self, proposal: Proposal, decisions: Decisions) -> Simulated:
+        simulated, key = evaluate(self.problem, proposal, decisions), _key(decisions)
+        if key not in self._seen:
+            self._seen.add(key)
+            self._candidates.append(simulated.candidate)
+        self._kept[key] = simulated
+        self._room -= len(simulated.program.values)
+        while self._room < 0:
+            self._room += len(self._kept.pop(next(iter(self._kept))).program.values)
+        return simulated
+
+
+def _key(decisions: Decisions) -> object:
+    return decisions.saved, tuple(sorted(decisions.forgotten.items()))

@@ -15,6 +15,9 @@ are broken by peak, then by order of generation; nothing depends on the order of
 
 import math
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
+
+import numpy as np
 
 from remat_pass.chain import propose
 from remat_pass.contract import Contracted, contract
@@ -22,6 +25,7 @@ from remat_pass.fill import bridged, bridges, fill_up, forgetful
 from remat_pass.garbage import collection_paused
 from remat_pass.mincut import cheapest_saved_sets
 from remat_pass.problem import RematProblem
+from remat_pass.schedule import Program
 from remat_pass.search import Candidate, Proposal, Search, Simulated
 from remat_pass.waists import (
     Blocks,
@@ -168,7 +172,7 @@ def _refine(search: Search) -> None:
     """Change single decisions of the frontier, as long as that makes it better and there is effort left."""
     tried: set[int] = set()
     while fresh := [c for c in search.frontier() if id(c) not in tried]:
-        for candidate in fresh:
+        for candidate in reversed(fresh):
             tried.add(id(candidate))
             simulated = search.again(candidate)
             if simulated is None:
@@ -179,17 +183,32 @@ def _refine(search: Search) -> None:
 
 def _single_changes(problem: RematProblem, simulated: Simulated) -> Iterator[Proposal]:
     """The candidate with one value saved less or more, or one for another, or one forgotten sooner or later."""
-    keep, forgotten = simulated.candidate.proposal.keep, simulated.candidate.proposal.forgotten
+    proposal = simulated.candidate.proposal
+    keep, forgotten = proposal.keep, proposal.forgotten
     values, recomputed = problem.values, set(simulated.decisions.recomputed)
     less = [v for v in simulated.decisions.saved if not values[v].is_input and not values[v].cannot_recompute]
     less = [v for v in less if values[v].size.hint]
     more = [frozenset([v]) for v in simulated.decisions.recomputed if not values[v].cannot_save and values[v].size.hint]
     more += [frozenset(parts) & recomputed for op, parts in problem.parts.items() if op in recomputed]
     yield from (Proposal(keep - {v}, forgotten) for v in less)
-    yield from (Proposal(keep | new, forgotten) for new in more)
-    yield from (bridged(problem, simulated, [b]) for b in bridges(problem, simulated) if not b.is_saved)
-    for reader in problem.runs_in_backward:
-        for v in values[reader].reads:
-            if v in recomputed and values[v].size.hint and v not in forgotten.get(reader, ()):
-                yield Proposal(keep, {**forgotten, reader: forgotten.get(reader, frozenset()) | {v}})
-    yield from (Proposal((keep | new) - {v}, forgotten) for new in more for v in less)
+    yield from map(proposal.saving, more)
+    yield from (bridged(problem, simulated, [b]) for b in bridges(problem, simulated) if not b.is_whole)
+    for reader, v in _unused_for_a_while(problem, simulated.program):
+        yield Proposal(keep, {**forgotten, reader: forgotten.get(reader, frozenset()) | {v}})
+    saving = (proposal.saving(new) for new in more)
+    yield from (Proposal(more_saved.keep - {v}, more_saved.forgotten) for more_saved in saving for v in less)
+
+
+def _unused_for_a_while(problem: RematProblem, program: Program) -> Iterator[tuple[int, int]]:
+    """(backward value, forward value) where the second is read before and after the first, but not by it."""
+    is_backward = ~problem.is_forward[program.steps]
+    behind = np.minimum.accumulate(np.where(is_backward, np.arange(len(is_backward)), len(is_backward))[::-1])[::-1]
+    uses: dict[int, list[int]] = {}
+    for source, reader in zip(program.read.tolist(), program.readers.tolist(), strict=True):
+        if reader >= program.forward_end and problem.size_bytes[program.values[source]]:
+            uses.setdefault(source, []).append(reader)
+    for source, readers in uses.items():
+        if not is_backward[source]:
+            for before, after in pairwise(readers):
+                if behind[before] < after:
+                    yield program.values[behind[before]], program.values[source]

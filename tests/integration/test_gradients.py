@@ -522,8 +522,12 @@ def check_forced_plans(build: Callable[[], nn.Module], inputs: tuple[Any, ...], 
     for share in (0.0, 0.5):
 
         def planner(problem: RematProblem, share: float = share) -> RematPlan:
-            return plan_of(problem, decide(problem, random_keep(problem, 1, share)))
+            # Of what is saved or recomputed a share is dropped after every backward value, and run again when wanted.
+            forgotten = {v: random_keep(problem, v, share) for v in problem.runs_in_backward}
+            return plan_of(problem, decide(problem, random_keep(problem, 1, share), forgotten))
 
         module = build()
         run, _ = forced(module, planner)
-        assert_same(expected, train(module, run, inputs), f"keeping {share:.0%} of all values", exact=exact)
+        assert_same(
+            expected, train(module, run, inputs), f"keeping and forgetting {share:.0%} of all values", exact=exact
+        )

@@ -90,10 +90,12 @@ def test_any_decision_is_a_plan_that_computes_the_graph(case: tuple[RematProblem
     problem, decisions = case
     plan = plan_of(problem, decisions)
     assert check_plan(problem, plan) is None
-    assert plan.saved(problem) == decisions.saved
-    assert added_ns(problem, plan.saved(problem), plan.recomputed()) == added_ns(
-        problem, decisions.saved, repeats(lay_out(problem, decisions))
-    )
+    forgotten = frozenset[int]().union(*decisions.forgotten.values())
+    assert {*decisions.saved} - forgotten <= {*plan.saved(problem)} <= {*decisions.saved}
+    program = lay_out(problem, decisions)
+    saved = [program.values[p] for p in program.saved]
+    assert saved == [v for v in plan.saved(problem) if v not in problem.inputs]
+    assert added_ns(problem, saved, repeats(program)) == added_ns(problem, plan.saved(problem), plan.recomputed())
     assert [problem.values[i].name for i in decisions.saved if problem.values[i].cannot_save] == []
     assert [problem.values[i].name for i in decisions.recomputed if problem.values[i].cannot_recompute] == []
 

@@ -57,16 +57,26 @@ def test_a_gap_of_a_recomputed_value_is_bridged() -> None:
     between = next(b for b in bridges(problem, start) if not b.is_saved)
     assert between.gain_ns == US
     assert ran_again(problem, evaluate(problem, bridged(problem, start, [between]))) == {"f": 1}
-    # wide and b2 are 4 MiB: f fits beside them only from 5 MiB on, and then it might as well be saved
-    assert filled(problem, start, 4 * MIB) == [(4, 2)]
+    # wide and b2 are 4 MiB: f fits beside them only from 5 MiB on
+    assert filled(problem, start, 4 * MIB) == [(4, 1)]
     assert filled(problem, start, 5 * MIB) == [(5, 0), (4, 2)]
 
 
 def test_saving_spares_every_run() -> None:
     problem = twice_read()
-    saving = next(b for b in bridges(problem, forgetting(problem)) if b.is_saved)
+    saving = next(b for b in bridges(problem, forgetting(problem)) if b.is_whole)
     assert saving.gain_ns == 2 * US
     assert ran_again(problem, evaluate(problem, bridged(problem, forgetting(problem), [saving]))) == {}
+
+
+def test_what_is_saved_may_be_forgotten_on_the_way() -> None:
+    problem = twice_read()
+    first = next(b for b in bridges(problem, forgetting(problem)) if b.is_saved and not b.is_whole)
+    assert first.gain_ns == US
+    spared = evaluate(problem, bridged(problem, forgetting(problem), [first]))
+    assert names(problem, spared.program.values) == "f y t b2 wide narrow f b1"
+    assert names(problem, spared.decisions.saved) == "x f"
+    assert spared.candidate.peak_bytes == 4 * MIB  # f is not there while wide is
 
 
 def test_the_limit_decides_how_much_is_kept() -> None:

@@ -4,11 +4,13 @@ Importing `torch._inductor.config` for the first time takes about a second (2.13
 Inductor import it when they are called: a user of the eager lowering never pays.
 """
 
+from bisect import bisect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from unittest import mock
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import fx
@@ -340,9 +342,62 @@ class RematPartitionerBase(CustomPartitionerFn):
 
 def compile_with_inductor(module: fx.GraphModule, inputs: Any, config_patches: dict[str, Any]) -> Any:
     """Inductor's whole compiler, whose partitioner is set in `config_patches` (2.13, 2.14)."""
-    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
-    return compile_fx(module, inputs, config_patches=config_patches)
+    # Backward may be lowered later, outside of this call: what holds for it goes with the compiler.
+    return compile_fx(
+        module, inputs, inner_compile=configured_choices()(compile_fx_inner), config_patches=config_patches
+    )
+
+
+@contextmanager
+def configured_choices() -> Iterator[None]:
+    """Inside, and as a decorator, the option `inductor_choices_class` holds (2.13, 2.14).
+
+    Inductor looks at it once per thread and keeps what it found.
+    """
+    from torch._inductor import config
+    from torch._inductor.virtualized import V
+
+    if config.inductor_choices_class is None:
+        yield
+    else:
+        with V.set_choices_handler(config.inductor_choices_class()):
+            yield
+
+
+def has_choices_of_its_own() -> bool:
+    """Whether the user has set Inductor's `inductor_choices_class` (2.13, 2.14)."""
+    from torch._inductor import config
+
+    return config.inductor_choices_class is not None
+
+
+def order_keeping_choices() -> Any:
+    """For `inductor_choices_class`: no two loops are fused for what both load if a library call lies between them.
+
+    Inductor would run the later one where the earlier one stands. What a plan computes late, because there is no room
+    for it before, would then be there early: copies of one value would meet, and what is recomputed for one layer would
+    come with that for another (2.13, 2.14).
+    """
+    from torch._inductor.choices import InductorChoices
+
+    class OrderKeepingChoices(InductorChoices):
+        def __init__(self) -> None:
+            self.calls: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
+
+        def uuid(self) -> str:
+            return "remat_pass: loops stay between library calls, 1"
+
+        def can_fuse_horizontal(self, scheduler: Any, node1: Any, node2: Any, shared_data_score: int) -> bool:  # type: ignore[override]
+            if scheduler not in self.calls:
+                self.calls[scheduler] = sorted(n.min_order for n in scheduler.nodes if n.is_extern() or n.is_template())
+            first, last = min(node1.min_order, node2.min_order), max(node1.max_order, node2.max_order)
+            if bisect(self.calls[scheduler], first) != bisect(self.calls[scheduler], last):
+                return False
+            return bool(InductorChoices.can_fuse_horizontal(scheduler, node1, node2, shared_data_score))
+
+    return OrderKeepingChoices()
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,23 +470,53 @@ def _read_schedule(nodes: list[Any], inputs: Any, outputs: Any, reorders: bool) 
     if reorders:  # Inductor's own last pass, which would come next
         nodes = memory.reorder_for_peak_memory(nodes, scheduler.name_to_buf, fused, inputs, outputs)
     _, freeable = memory.prepare_planning_info(nodes, scheduler.name_to_buf, fused, inputs, outputs)
-    is_loop = tuple(all(isinstance(part, SchedulerNode) for part in node.get_nodes()) for node in nodes)
-    is_call = tuple(any(_is_library_call(part) for part in node.get_nodes()) for node in nodes)
+    is_loop = [all(isinstance(part, SchedulerNode) for part in node.get_nodes()) for node in nodes]
+    kernel_of = _kernel_of(nodes)
     buffers = []
     for info in memory.compute_memory_timeline(nodes, freeable, outputs)[0]:
         name, last = info.buffer.get_name(), len(nodes) if info.end_step == -1 else info.end_step
         if name in freeable:
-            buffers.append(ScheduledBuffer(name, info.size_free, info.size_free, 0, last, True))
+            buffers.append(ScheduledBuffer(name, info.size_free, info.size_free, 0, kernel_of[last], True))
         elif not (is_loop[info.start_step] and last == info.start_step):  # else it lives in registers
-            buffers.append(ScheduledBuffer(name, info.size_alloc, info.size_free, info.start_step, last, False))
-    kernels = tuple(
-        tuple(origin.name for part in node.get_nodes() if part.node for origin in part.node.get_origins())
-        for node in nodes
-    )
+            first = kernel_of[info.start_step]
+            buffers.append(ScheduledBuffer(name, info.size_alloc, info.size_free, first, kernel_of[last], False))
+    members: list[list[Any]] = [[] for _ in range(kernel_of[-1])]
+    for node, kernel in zip(nodes, kernel_of, strict=False):
+        members[kernel].append(node)
     buffers = _join_concatenations(buffers, scheduler)
-    overwritten = _find_overwritten(nodes, {b.name for b in buffers})
-    moved_bytes = tuple(size_hint(node.get_read_write_buffers_sizes()) for node in nodes)
-    return InductorSchedule(kernels, is_loop, is_call, moved_bytes, tuple(buffers), overwritten, ())
+    return InductorSchedule(
+        kernels=tuple(tuple(name for node in of for name in _origins(node)) for of in members),
+        is_loop=tuple(
+            all(isinstance(part, SchedulerNode) for node in of for part in node.get_nodes()) for of in members
+        ),
+        is_call=tuple(any(_is_library_call(part) for node in of for part in node.get_nodes()) for of in members),
+        moved_bytes=tuple(sum(size_hint(node.get_read_write_buffers_sizes()) for node in of) for of in members),
+        buffers=tuple(buffers),
+        overwritten=_find_overwritten(nodes, {b.name for b in buffers}),
+        result_strides=(),
+    )
+
+
+def _kernel_of(nodes: list[Any]) -> list[int]:
+    """The generated function or library call that each scheduled kernel is part of, and one more for the end.
+
+    In C++ all loops up to the next library call become one function: what they write is allocated before it and what
+    they read is freed behind it. On a GPU each is one by itself.
+    """
+    kernel_of: list[int] = []
+    joins = False
+    """Whether a loop would be part of the latest function."""
+    for node in nodes:
+        device = node.get_device()
+        in_cpp = device is not None and device.type == "cpu" and not (node.is_extern() or node.is_template())
+        latest = kernel_of[-1] if kernel_of else -1
+        kernel_of.append(latest if joins and in_cpp else latest + 1)
+        joins = in_cpp
+    return [*kernel_of, kernel_of[-1] + 1]
+
+
+def _origins(node: Any) -> list[str]:
+    return [origin.name for part in node.get_nodes() if part.node for origin in part.node.get_origins()]
 
 
 def _is_library_call(part: Any) -> bool:
@@ -562,7 +647,11 @@ def schedule_with_inductor(
     names = [node.name for node in copy.graph.find_nodes(op="placeholder")]
     given_away = [i for i, name in enumerate(names) if name in donated]
     # AOTAutograd settles this after partitioning, in its own metadata, where Inductor looks it up.
-    with config.patch(patches), mock.patch.object(graph, "get_donated_idxs", lambda: given_away):
+    with (
+        config.patch(patches),
+        configured_choices(),
+        mock.patch.object(graph, "get_donated_idxs", lambda: given_away),
+    ):
         keeps_strides = config.bw_outputs_user_visible if is_backward else config.keep_output_stride
         _mark_visible(copy.graph.output_node(), visible if keeps_strides else 0)
         try:

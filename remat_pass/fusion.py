@@ -3,8 +3,10 @@
     exists     a pointwise value that only generated kernels read is computed inside each of them. It is written to
                memory if it is returned or saved, if an extern kernel reads it, or if it gathers so many loads that
                computing it in several readers would cost more than loading it
-    runs at    kernels over the same extent that load the same value are fused, wherever they stood: the later one is
-               hoisted to the earlier one, if what it needs is there by then. Its output is then alive from there on
+    runs at    a kernel is fused with the one that writes what it loads, or with one that loads the same, if both run
+               over the same extent. The later one is hoisted to the earlier one, if what it needs is there by then;
+               its output is alive from there on. Only a reduction of what the other writes is hoisted over a library
+               call (`_torch_compat.order_keeping_choices`)
     overwrite  a kernel may write over a value that it alone still reads
 
 These are the rules that decide peaks; Inductor has many more. The plan that is chosen by them is checked against
@@ -25,6 +27,7 @@ from remat_pass.schedule import Program
 
 _FUSING_READERS = (Kind.POINTWISE, Kind.REDUCTION, Kind.VIEW, Kind.SYMBOL)
 _LOOPS = (Kind.POINTWISE, Kind.REDUCTION)
+_CALLS = (Kind.EXTERN, Kind.RANDOM)
 
 _REALIZE_READS = 4
 """Inductor computes a value in each of several readers only up to this many loads (`realize_reads_threshold`)."""
@@ -131,31 +134,38 @@ def _hoisted(
     loop = np.repeat(np.arange(len(loops)), np.diff(bounds))
     extents = sizes[loops]
     np.maximum.at(extents, loop, sizes[loaded])
+    extent_of = np.zeros(count, dtype=np.int64)
+    extent_of[loops] = extents
+    may_follow = (extent_of[loaded] == extents[loop]).tolist()
+    """Whether what is loaded is written by a kernel over the same extent."""
     # A storage and an extent are a key. Under keys that are met once nothing is found.
-    of_extent = np.unique(extents, return_inverse=True)[1] * count
-    written, read = loops + of_extent, loaded + of_extent[loop]
-    keys, which, met = np.unique(np.concatenate((written, read)), return_inverse=True, return_counts=True)
-    which = np.where(met[which] > 1, which, -1).tolist()
-    own, reads = which[: len(loops)], which[len(loops) :]
+    read = loaded + np.unique(extents, return_inverse=True)[1][loop] * count
+    keys, which, met = np.unique(read, return_inverse=True, return_counts=True)
+    reads = np.where(met[which] > 1, which, -1).tolist()
+    calls = np.flatnonzero(problem.is_kind(*_CALLS)[program.steps])
+    behind_call = np.concatenate(([0], calls + 1))[np.searchsorted(calls, loops)].tolist()
     ready_at = list(range(1, count + 1))
     runs_at = np.arange(count)
-    # When the kernels run that load or write a storage at an extent, in order.
+    # When the kernels run that load a storage at an extent, in order.
     moments: list[list[int]] = [[] for _ in keys]
     sources = loaded.tolist()
-    for k, (p, (first, end)) in enumerate(zip(loops.tolist(), pairwise(bounds.tolist()), strict=True)):
+    reduces = (sizes[loops] < extents).tolist()
+    for p, behind, may_pass, (first, end) in zip(
+        loops.tolist(), behind_call, reduces, pairwise(bounds.tolist()), strict=True
+    ):
         begin = program.forward_end if p >= program.forward_end else 0
+        ready = max([begin, *[ready_at[s] for s in sources[first:end] if s >= begin]])
         best = p
+        for s, may in zip(sources[first:end], may_follow[first:end], strict=True):
+            if may and ready <= ready_at[s] < best and (ready_at[s] >= behind or may_pass):
+                best = ready_at[s]
         mine = [key for key in reads[first:end] if key >= 0]
-        if mine:
-            ready = max([begin, *[ready_at[s] for s in sources[first:end] if s >= begin]])
-            for key in mine:
-                same = moments[key]
-                if same and same[-1] >= ready:
-                    best = min(best, same[bisect_left(same, ready)])
-            for key in mine:
-                insort(moments[key], best)
-        if own[k] >= 0:
-            moments[own[k]].append(best)
+        for key in mine:
+            same = moments[key]
+            if same and same[-1] >= max(ready, behind):
+                best = min(best, same[bisect_left(same, max(ready, behind))])
+        for key in mine:
+            insort(moments[key], best)
         if best < p:
             runs_at[p] = best
         ready_at[p] = best

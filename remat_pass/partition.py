@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import fx
 
+from remat_pass import _torch_compat
 from remat_pass.analysis import analyze
 from remat_pass.breakdown import break_down
 from remat_pass.choice import Choice, IncumbentPlan, Judge, choose, infeasible, simulated_judge
@@ -81,10 +82,15 @@ def partition(
 def inductor_patches(options: Options) -> dict[str, Any]:
     """The Inductor options that graphs are compiled with.
 
-    Under a budget a dead buffer is freed rather than kept for the next one of its size, which Inductor allows itself
-    up to its own estimate of the peak. A caching allocator makes that free; the user's own setting goes first.
+    Under a budget loops stay between the library calls where the plan has them, and a dead buffer is freed rather than
+    kept for the next one of its size, which Inductor allows itself up to its own estimate of the peak. A caching
+    allocator makes that free. The user's own settings go first.
     """
-    frugal: dict[str, Any] = {} if options.memory_budget is None else {"allow_buffer_reuse": False}
+    frugal: dict[str, Any] = {}
+    if options.memory_budget is not None:
+        frugal["allow_buffer_reuse"] = False
+        if not _torch_compat.has_choices_of_its_own():
+            frugal["inductor_choices_class"] = _torch_compat.order_keeping_choices
     return {**frugal, **dict(options.inductor)}
 
 

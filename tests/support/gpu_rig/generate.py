@@ -16,6 +16,7 @@ from torch._functorch import config as functorch_config
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.graph import GraphLowering
 
+from remat_pass import _torch_compat
 from tests.support.gpu_rig.capture import Capture, precision_context
 
 
@@ -48,7 +49,7 @@ def generate(
     def compile_one(graph: fx.GraphModule, arguments: Any, **context: Any) -> Any:
         names = [(node.name, node.meta["val"]) for node in graph.graph.find_nodes(op="placeholder")]
         results: Any = graph.graph.output_node().args[0]
-        with _sources() as sources:
+        with _sources() as sources, _torch_compat.configured_choices():
             compiled = compile_fx_inner(graph, arguments, **context)
         (source,) = sources
         generated.append(Generated(source, tuple(names), tuple(getattr(result, "name", None) for result in results)))

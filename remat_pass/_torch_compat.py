@@ -443,7 +443,8 @@ class _ScheduleIsKnown(Exception):
 class _ScheduleReader:
     """A scheduler pass that reads the fused and reordered kernels, and stops before code is generated."""
 
-    def __init__(self) -> None:
+    def __init__(self, owned: Collection[str]) -> None:
+        self.owned = owned
         self.schedule: InductorSchedule | None = None
 
     def uuid(self) -> None:
@@ -456,12 +457,14 @@ class _ScheduleReader:
         self.schedule = _EMPTY_SCHEDULE
         if nodes:
             inputs, outputs = OrderedSet(V.graph.graph_inputs), OrderedSet(V.graph.get_output_names())
-            schedule = _read_schedule(nodes, inputs, outputs, config.reorder_for_peak_memory)
+            schedule = _read_schedule(nodes, inputs, outputs, self.owned, config.reorder_for_peak_memory)
             self.schedule = replace(schedule, result_strides=tuple(map(_strides, V.graph.graph_outputs)))
         raise _ScheduleIsKnown
 
 
-def _read_schedule(nodes: list[Any], inputs: Any, outputs: Any, reorders: bool) -> InductorSchedule:
+def _read_schedule(
+    nodes: list[Any], inputs: Any, outputs: Any, owned: Collection[str], reorders: bool
+) -> InductorSchedule:
     from torch._inductor import memory
     from torch._inductor.scheduler import SchedulerNode
 
@@ -480,6 +483,8 @@ def _read_schedule(nodes: list[Any], inputs: Any, outputs: Any, reorders: bool) 
         elif not (is_loop[info.start_step] and last == info.start_step):  # else it lives in registers
             first = kernel_of[info.start_step]
             buffers.append(ScheduledBuffer(name, info.size_alloc, info.size_free, first, kernel_of[last], False))
+    for name, size_bytes, last in _last_reads(nodes, inputs & OrderedSet(owned)):
+        buffers.append(ScheduledBuffer(name, size_bytes, size_bytes, 0, kernel_of[last], True))
     members: list[list[Any]] = [[] for _ in range(kernel_of[-1])]
     for node, kernel in zip(nodes, kernel_of, strict=False):
         members[kernel].append(node)
@@ -495,6 +500,16 @@ def _read_schedule(nodes: list[Any], inputs: Any, outputs: Any, reorders: bool) 
         overwritten=_find_overwritten(nodes, {b.name for b in buffers}),
         result_strides=(),
     )
+
+
+def _last_reads(nodes: list[Any], inputs: Any) -> Iterator[tuple[str, int, int]]:
+    """(name, bytes, last kernel that reads it) of graph inputs."""
+    from torch._inductor.virtualized import V
+
+    last = {dep.name: k for k, node in enumerate(nodes) for dep in node.read_writes.reads if dep.name in inputs}
+    for name, k in last.items():
+        value = V.graph.graph_inputs[name]
+        yield name, size_hint(value.get_numel()) * value.get_dtype().itemsize, k
 
 
 def _kernel_of(nodes: list[Any]) -> list[int]:
@@ -613,6 +628,7 @@ def schedule_with_inductor(
     visible: int,
     strides: Mapping[str, tuple[int, ...]],
     donated: Collection[str] = (),
+    owned: Collection[str] = (),
     config_patches: dict[str, Any],
 ) -> InductorSchedule:
     """Lower a forward or backward graph as Inductor will, up to its final order, without generating code (2.13, 2.14).
@@ -626,6 +642,7 @@ def schedule_with_inductor(
         strides: Those that placeholders really have, by name, where they may differ from the traced ones: AOTAutograd
             lowers backward for the layout that forward's lowering gave to what it saves.
         donated: Placeholders that nobody needs afterwards, so that kernels may write over them.
+        owned: Placeholders of the user's inputs that are copies, free after their last use.
         config_patches: Inductor options.
     """
     from torch._inductor import config, graph
@@ -633,7 +650,7 @@ def schedule_with_inductor(
 
     copy = copy_graph_module(module)
     inputs = [_restrided(node.meta["val"], strides.get(node.name)) for node in copy.graph.find_nodes(op="placeholder")]
-    reader = _ScheduleReader()
+    reader = _ScheduleReader(owned)
     patches = {
         **config_patches,
         "_post_fusion_custom_pass": reader,
@@ -689,6 +706,11 @@ def _mark_visible(output: fx.Node, count: int) -> None:
     """As `compile_fx` does."""
     results: Any = output.args[0]
     output.meta["user_visible_output_idxs"] = [i for i in range(count) if isinstance(results[i], fx.Node)]
+
+
+def strides_of(value: torch.Tensor) -> tuple[int, ...] | None:
+    """In elements; None where they are not known as numbers (2.13, 2.14)."""
+    return None if free_symbols(value) else tuple(value.stride())
 
 
 def _restrided(value: Any, strides: tuple[int, ...] | None) -> Any:

@@ -18,6 +18,7 @@ backward would be fused otherwise and seem to need fewer buffers than it does.
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import fx
 
 from remat_pass import _torch_compat
@@ -91,15 +92,28 @@ def _schedules(rewritten: Rewritten, config_patches: dict[str, Any]) -> tuple[In
         config_patches=config_patches,
     )
     strides = dict(zip(results, forward.result_strides, strict=False))
+    donated = _torch_compat.donated_buffers(rewritten.forward, rewritten.backward, visible)
     backward = _torch_compat.schedule_with_inductor(
         rewritten.backward,
         is_backward=True,
         visible=len(_result_names(rewritten.backward)),
         strides={name: stride for name, stride in strides.items() if name and stride is not None},
-        donated=_torch_compat.donated_buffers(rewritten.forward, rewritten.backward, visible),
+        donated=donated,
+        owned=_copied_inputs(rewritten.forward, strides),
         config_patches=config_patches,
     )
     return forward, backward
+
+
+def _copied_inputs(module: fx.GraphModule, strides: Mapping[str | None, tuple[int, ...] | None]) -> frozenset[str]:
+    """Inputs that forward saves in another layout: backward gets a copy of its own."""
+    inputs = module.graph.find_nodes(op="placeholder")
+    return frozenset(node.name for node in inputs if _differs(node.meta["val"], strides.get(node.name)))
+
+
+def _differs(value: Any, strides: tuple[int, ...] | None) -> bool:
+    known = _torch_compat.strides_of(value) if isinstance(value, torch.Tensor) else None
+    return None not in (strides, known) and strides != known
 
 
 def _result_names(module: fx.GraphModule) -> list[str | None]:

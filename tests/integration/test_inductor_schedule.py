@@ -18,10 +18,15 @@ def trace(function: Callable[..., Any], *shapes: tuple[int, ...]) -> fx.GraphMod
 
 
 def schedule(
-    module: fx.GraphModule, strides: dict[str, tuple[int, ...]] | None = None, *, visible: int = 0
+    module: fx.GraphModule,
+    strides: dict[str, tuple[int, ...]] | None = None,
+    *,
+    visible: int = 0,
+    owned: tuple[str, ...] = (),
+    **config_patches: Any,
 ) -> InductorSchedule:
     return _torch_compat.schedule_with_inductor(
-        module, is_backward=False, visible=visible, strides=strides or {}, config_patches={}
+        module, is_backward=False, visible=visible, strides=strides or {}, owned=owned, config_patches=config_patches
     )
 
 
@@ -86,3 +91,30 @@ def test_what_was_changed_in_place_is_not_written_over() -> None:
     size_bytes = {buffer.name: buffer.size_bytes for buffer in found.buffers}
     assert 0 in size_bytes.values()  # the changed one is no memory of its own
     assert all(size_bytes[old] for old in found.overwritten.values())
+
+
+def kernel_with(found: InductorSchedule, op: str) -> int:
+    return next(k for k, names in enumerate(found.kernels) if op in names)
+
+
+def test_a_loop_does_not_pass_a_library_call_to_one_that_loads_the_same() -> None:
+    """As Inductor would have it: what is computed behind the call would be there before it."""
+    module = trace(lambda x, w: [x.sin() @ w, x.cos() @ w], (64, 64), (64, 64))
+    assert kernel_with(schedule(module), "cos") == kernel_with(schedule(module), "sin")
+    kept = schedule(module, inductor_choices_class=_torch_compat.order_keeping_choices)
+    assert kernel_with(kept, "sin") < kernel_with(kept, "mm") < kernel_with(kept, "cos")
+
+
+def test_loops_up_to_a_library_call_are_one_function_in_cpp() -> None:
+    """What they write is allocated before it, and what they read is freed behind it."""
+    module = trace(lambda x, y, w: [x.sin().sum(), y.cos().sum(0) @ w, y.exp().sum()], (64, 64), (32, 64), (64, 64))
+    found = schedule(module)
+    assert kernel_with(found, "sin") == kernel_with(found, "cos") == 0
+    assert kernel_with(found, "mm") == 1
+
+
+def test_an_input_that_is_a_copy_is_free_after_its_last_use() -> None:
+    module = trace(lambda primals_1, w: [(primals_1.sin() @ w).cos() @ w], (64, 64), (64, 64))
+    (owned,) = (b for b in schedule(module, owned=("primals_1_1",)).buffers if b.name == "primals_1_1")
+    assert (owned.size_bytes, owned.first_kernel, owned.last_kernel) == (64 * 64 * 4, 0, 0)
+    assert "primals_1_1" not in {b.name for b in schedule(module).buffers}

@@ -319,19 +319,33 @@ def test_a_value_that_is_read_again_is_not_written_over() -> None:
     assert alive(problem, "") == [4, 8, 9, 1, 2]
 
 
-def test_a_kernel_that_loads_the_same_value_is_hoisted_to_the_earlier_one() -> None:
+def loads_twice(between: Kind, late_mib: int, late: str = "mm") -> RematProblem:
+    """Two loops that load one value, and a step between them."""
     draft = Draft()
     draft.input("x")
     draft.op("mm", "x", mib=4)
     draft.op("early", "mm", mib=4, kind=Kind.POINTWISE)
-    draft.op("between", "early", mib=2)
-    draft.op("late", "mm", mib=4, kind=Kind.POINTWISE)
-    draft.op("out", "between late")
+    draft.op("between", "early", mib=2, kind=between)
+    draft.op("late", late, mib=late_mib, kind=Kind.POINTWISE if late_mib == 4 else Kind.REDUCTION)
+    draft.op("out", "early between late")
     draft.tangent("t")
     draft.backward("g", "t")
-    problem = draft.build(outputs="out", gradients="g", fuses=True)
-    #                           mm early+late between late out t g
-    assert alive(problem, "") == [4, 12, 10, 6, 7, 1, 2]
+    return draft.build(outputs="out", gradients="g", fuses=True)
+
+
+def test_a_kernel_that_loads_the_same_value_is_hoisted_to_the_earlier_one() -> None:
+    #                                                             mm early+between+late between late out t g
+    assert alive(loads_twice(Kind.REDUCTION, late_mib=4), "") == [4, 14, 10, 10, 11, 1, 2]
+
+
+def test_a_library_call_keeps_kernels_that_load_the_same_value_apart() -> None:
+    #                                                          mm early between late out t g
+    assert alive(loads_twice(Kind.EXTERN, late_mib=4), "") == [4, 8, 10, 14, 11, 1, 2]
+
+
+def test_a_reduction_passes_a_library_call_to_the_kernel_that_writes_what_it_reads() -> None:
+    #                                                                     mm early+late between late out t g
+    assert alive(loads_twice(Kind.EXTERN, late_mib=1, late="early"), "") == [4, 5, 7, 7, 8, 1, 2]
 
 
 def test_saved_and_returned_values_exist_where_others_fuse() -> None:

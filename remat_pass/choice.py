@@ -109,7 +109,9 @@ def choose(
     unconstrained, is_incumbent = _without_budget(problem, honouring, incumbent, judged)
     unconstrained_bytes = incumbent.judgement.peak_bytes if incumbent and is_incumbent else peak_of(unconstrained)
     least = min((f[-1] for f in (honouring, free) if f), key=peak_of)
-    known = {least.peak_bytes: peak_of(least), unconstrained.peak_bytes: unconstrained_bytes}
+    known = {least.peak_bytes: peak_of(least)}
+    if not is_incumbent:  # whose order is another one, and says nothing about ours
+        known[unconstrained.peak_bytes] = unconstrained_bytes
     budget_bytes = _in_bytes(memory_budget, unconstrained_bytes)
     chosen: Candidate | None = unconstrained
     if budget_bytes is not None:
@@ -208,7 +210,7 @@ def _aim(judged: Mapping[int, int], limit: int) -> int:
         share = (limit - below[0]) / (above[0] - below[0])
         return below[1] + int(share * (above[1] - below[1]))
     nearest = below or above
-    return limit * nearest[1] // max(1, nearest[0]) if nearest else limit
+    return limit + nearest[1] - nearest[0] if nearest else limit
 
 
 def _without_budget(

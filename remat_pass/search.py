@@ -13,7 +13,7 @@ from remat_pass.schedule import Decisions, Program, added_ns, decide, lay_out, r
 
 _STEPS_TO_SIMULATE = 1_000_000
 """Effort of planning: candidates times graph size, after cuts and chains. Keeps planning in seconds for any graph."""
-_FEWEST_STEPS = 100
+_FEWEST_STEPS = 250
 """What a smaller graph counts as: simulating any takes some time."""
 _FUSED_EFFORT = 3
 """How much longer it takes to simulate a step where the lowering fuses."""

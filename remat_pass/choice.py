@@ -207,8 +207,7 @@ def _aim(judged: Mapping[int, int], limit: int) -> int:
     below = max(((peak, simulated) for simulated, peak in judged.items() if peak < limit), default=None)
     above = min(((peak, simulated) for simulated, peak in judged.items() if peak > limit), default=None)
     if below and above and below[1] < above[1]:
-        share = (limit - below[0]) / (above[0] - below[0])
-        return below[1] + int(share * (above[1] - below[1]))
+        return below[1] + (limit - below[0]) * (above[1] - below[1]) // (above[0] - below[0])
     nearest = below or above
     return limit + nearest[1] - nearest[0] if nearest else limit
 

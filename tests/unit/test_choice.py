@@ -11,7 +11,7 @@ import pytest
 
 from remat_pass.choice import Choice, IncumbentPlan, Judgement, choose, infeasible, simulated_judge
 from remat_pass.errors import InfeasibleBudgetError
-from remat_pass.problem import RematPlan, RematProblem
+from remat_pass.problem import RematPlan, RematProblem, Size
 from remat_pass.schedule import plan_of
 from remat_pass.search import Proposal, evaluate
 from remat_pass.solver import frontier
@@ -68,6 +68,17 @@ def test_the_prediction_error_is_kept_out_of_the_budget() -> None:
     assert not choose(problem, 10905190, None).fits
     assert choose(problem, 15267266, None).candidate.recompute_ns == 40 * US
     assert choose(problem, 15267267, None).candidate.recompute_ns == 0  # 14 MiB * 1.04 = 15267266.56
+
+
+def test_the_peak_of_each_plan_is_a_budget_that_takes_it() -> None:
+    """To the byte: with these numbers interpolation in floats is one byte short."""
+    layers = residual_chain(6)
+    odd = tuple(replace(v, size=Size(v.size.hint // 1024 + 3) if v.size.hint else v.size) for v in layers.values)
+    problem = replace(layers, values=odd)
+    candidates = frontier(problem)
+    assert len(candidates) > 10
+    chosen = [choose(problem, c.peak_bytes, None).candidate for c in candidates]
+    assert [(c.peak_bytes, c.recompute_ns) for c in chosen] == [(c.peak_bytes, c.recompute_ns) for c in candidates]
 
 
 def test_peaks_fall_with_the_budget() -> None:

@@ -366,11 +366,14 @@ def configured_choices() -> Iterator[None]:
             yield
 
 
-def has_choices_of_its_own() -> bool:
-    """Whether the user has set Inductor's `inductor_choices_class` (2.13, 2.14)."""
+def user_has_choices() -> bool:
+    """Whether the user has set Inductor's `inductor_choices_class` (2.13, 2.14).
+
+    While we compile, it is what we set.
+    """
     from torch._inductor import config
 
-    return config.inductor_choices_class is not None
+    return config.inductor_choices_class not in (None, order_keeping_choices)
 
 
 def order_keeping_choices() -> Any:
@@ -485,17 +488,15 @@ def _read_schedule(
             buffers.append(ScheduledBuffer(name, info.size_alloc, info.size_free, first, kernel_of[last], False))
     for name, size_bytes, last in _last_reads(nodes, inputs & OrderedSet(owned)):
         buffers.append(ScheduledBuffer(name, size_bytes, size_bytes, 0, kernel_of[last], True))
-    members: list[list[Any]] = [[] for _ in range(kernel_of[-1])]
-    for node, kernel in zip(nodes, kernel_of, strict=False):
-        members[kernel].append(node)
+    members: list[list[int]] = [[] for _ in range(kernel_of[-1])]
+    for k in range(len(nodes)):
+        members[kernel_of[k]].append(k)
     buffers = _join_concatenations(buffers, scheduler)
     return InductorSchedule(
-        kernels=tuple(tuple(name for node in of for name in _origins(node)) for of in members),
-        is_loop=tuple(
-            all(isinstance(part, SchedulerNode) for node in of for part in node.get_nodes()) for of in members
-        ),
-        is_call=tuple(any(_is_library_call(part) for node in of for part in node.get_nodes()) for of in members),
-        moved_bytes=tuple(sum(size_hint(node.get_read_write_buffers_sizes()) for node in of) for of in members),
+        kernels=tuple(tuple(name for k in of for name in _origins(nodes[k])) for of in members),
+        is_loop=tuple(all(is_loop[k] for k in of) for of in members),
+        is_call=tuple(any(_is_library_call(part) for k in of for part in nodes[k].get_nodes()) for of in members),
+        moved_bytes=tuple(sum(size_hint(nodes[k].get_read_write_buffers_sizes()) for k in of) for of in members),
         buffers=tuple(buffers),
         overwritten=_find_overwritten(nodes, {b.name for b in buffers}),
         result_strides=(),
@@ -708,16 +709,15 @@ def _mark_visible(output: fx.Node, count: int) -> None:
     output.meta["user_visible_output_idxs"] = [i for i in range(count) if isinstance(results[i], fx.Node)]
 
 
-def strides_of(value: torch.Tensor) -> tuple[int, ...] | None:
-    """In elements; None where they are not known as numbers (2.13, 2.14)."""
-    return None if free_symbols(value) else tuple(value.stride())
+def has_other_strides(value: Any, strides: tuple[int, ...] | None) -> bool:
+    """Whether a value is a tensor whose strides, in elements, are known to be others than these (2.13, 2.14)."""
+    is_known = strides is not None and isinstance(value, torch.Tensor) and not free_symbols(value)
+    return is_known and tuple(value.stride()) != strides
 
 
 def _restrided(value: Any, strides: tuple[int, ...] | None) -> Any:
-    if strides is None or not isinstance(value, torch.Tensor) or free_symbols(value):
-        return value
     with torch.no_grad():
-        return value if value.stride() == strides else value.as_strided(value.size(), strides)
+        return value.as_strided(value.size(), strides) if has_other_strides(value, strides) else value
 
 
 def find_cause(error: BaseException | None, kind: type[_Error]) -> _Error | None:

@@ -12,7 +12,7 @@ there is room at every step of a gap. Where it starts from does the rest: from a
 most of the limit, and from the plan that forgets everything at once (`forgetful`) it finds what to keep in between.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -123,10 +123,8 @@ def bridges(problem: RematProblem, simulated: Simulated) -> list[Bridge]:
 def bridged(problem: RematProblem, simulated: Simulated, chosen: list[Bridge]) -> Proposal:
     """The plan with some gaps bridged."""
     proposal, program = simulated.candidate.proposal, simulated.program
-    saved, whole = (
-        frozenset(m for b in chosen if wanted(b) for m in problem.parts.get(b.value, (b.value,)))
-        for wanted in (lambda b: b.is_saved, lambda b: b.is_whole)
-    )
+    saved = _members(problem, (b for b in chosen if b.is_saved))
+    whole = _members(problem, (b for b in chosen if b.is_whole))
     ranges: dict[int, list[range]] = {}
     for m, first, run in (gap for b in chosen if not b.is_whole for gap in b.gaps):
         # It is forgotten after its last use or later; its op, if it is a part, counts as a part.
@@ -141,6 +139,10 @@ def bridged(problem: RematProblem, simulated: Simulated, chosen: list[Bridge]) -
             for reader, gone in forgotten.items()
         }
     return Proposal(proposal.keep | saved, forgotten).saving(whole)
+
+
+def _members(problem: RematProblem, chosen: Iterable[Bridge]) -> frozenset[int]:
+    return frozenset(m for b in chosen for m in problem.parts.get(b.value, (b.value,)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ def fused_kernels(problem: RematProblem, program: Program) -> Kernels:
     """The kernels of the module docstring. Linear in steps, apart from a search among the kernels that load a value."""
     steps = program.steps
     is_view = problem.is_kind(Kind.VIEW)[steps]
-    exists = _exists(problem, program, *_through(program, is_view, np.flatnonzero(~is_view)))
+    exists = _exists(problem, program, is_view)
     loops = np.flatnonzero(problem.is_kind(*_LOOPS)[steps] & exists)
     loaded, bounds = _through(program, ~exists | is_view, loops)
     runs_at = _hoisted(problem, program, loops, loaded, bounds)
@@ -97,25 +97,23 @@ def _through(program: Program, is_open: np.ndarray, rows: np.ndarray) -> tuple[n
     return np.array([*chain.from_iterable(found)], dtype=np.int64), np.cumsum([0, *map(len, found)])
 
 
-def _exists(problem: RematProblem, program: Program, read: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """Which steps write memory, where pointwise values may be computed inside their readers instead.
-
-    `read` and `bounds` are those of the steps that are no views, in order, looked at through views.
-    """
+def _exists(problem: RematProblem, program: Program, is_view: np.ndarray) -> np.ndarray:
+    """Which steps write memory, where pointwise values may be computed inside their readers instead."""
     steps = program.steps
-    is_view = problem.is_kind(Kind.VIEW)[steps]
+    kernels = np.flatnonzero(~is_view)
+    read, bounds = _through(program, is_view, kernels)
     must = ~problem.is_kind(Kind.POINTWISE)[steps]
     kept = np.zeros(len(steps), dtype=bool)
     kept[[*program.saved, *program.returned, *program.output_positions(problem)]] = True
     must[_through(program, is_view, np.flatnonzero(kept & is_view))[0]] = True
     must |= kept
-    readers = np.repeat(np.flatnonzero(~is_view), np.diff(bounds))
+    readers = np.repeat(kernels, np.diff(bounds))
     must[read[~problem.is_kind(*_FUSING_READERS)[steps[readers]]]] = True
     several = (np.bincount(read, minlength=len(steps)) > 1).tolist()
     loads = [1] * len(steps)
     exists = must.copy()
-    rows, reads = (~must[~is_view]).nonzero()[0], read.tolist()
-    of_row = zip(np.flatnonzero(~is_view)[rows].tolist(), bounds[rows].tolist(), bounds[rows + 1].tolist(), strict=True)
+    rows, reads = np.flatnonzero(~must[kernels]), read.tolist()
+    of_row = zip(kernels[rows].tolist(), bounds[rows].tolist(), bounds[rows + 1].tolist(), strict=True)
     for p, first, end in of_row:
         count = sum([loads[r] for r in reads[first:end]])
         if count > _REALIZE_READS and several[p]:

@@ -18,7 +18,6 @@ backward would be fused otherwise and seem to need fewer buffers than it does.
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import fx
 
 from remat_pass import _torch_compat
@@ -108,12 +107,9 @@ def _schedules(rewritten: Rewritten, config_patches: dict[str, Any]) -> tuple[In
 def _copied_inputs(module: fx.GraphModule, strides: Mapping[str | None, tuple[int, ...] | None]) -> frozenset[str]:
     """Inputs that forward saves in another layout: backward gets a copy of its own."""
     inputs = module.graph.find_nodes(op="placeholder")
-    return frozenset(node.name for node in inputs if _differs(node.meta["val"], strides.get(node.name)))
-
-
-def _differs(value: Any, strides: tuple[int, ...] | None) -> bool:
-    known = _torch_compat.strides_of(value) if isinstance(value, torch.Tensor) else None
-    return None not in (strides, known) and strides != known
+    return frozenset(
+        node.name for node in inputs if _torch_compat.has_other_strides(node.meta["val"], strides.get(node.name))
+    )
 
 
 def _result_names(module: fx.GraphModule) -> list[str | None]:

@@ -89,7 +89,7 @@ def inductor_patches(options: Options) -> dict[str, Any]:
     frugal: dict[str, Any] = {}
     if options.memory_budget is not None:
         frugal["allow_buffer_reuse"] = False
-        if not _torch_compat.has_choices_of_its_own():
+        if not _torch_compat.user_has_choices():
             frugal["inductor_choices_class"] = _torch_compat.order_keeping_choices
     return {**frugal, **dict(options.inductor)}
 

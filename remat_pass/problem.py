@@ -211,6 +211,12 @@ class RematProblem:
         return frozenset([*random, *(part for op in random for part in self.parts.get(op, ()))])
 
     @cached_property
+    def forgettable(self) -> frozenset[int]:
+        """Forward values that may run again after they have been there: torch can repeat a draw once."""
+        again = (i for i in self.forward_values if i not in self.inputs and not self.values[i].cannot_recompute)
+        return frozenset(again) - self.drawn
+
+    @cached_property
     def forward_values(self) -> tuple[int, ...]:
         """Values that can be computed without a tangent, inputs included, in order."""
         return tuple(i for i, v in enumerate(self.values) if not v.needs_tangent)

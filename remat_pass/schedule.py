@@ -90,7 +90,9 @@ def decide(
     """Settle what is saved and what is recomputed if the values of `keep` are not to be recomputed."""
     values, inputs = problem.values, problem.inputs
     needed = set(problem.read_in_backward)
-    dropped = frozenset[int]().union(*forgotten.values()) if forgotten else frozenset[int]()
+    dropped = frozenset[int]()
+    if forgotten:
+        dropped = problem.forgettable.intersection(chain.from_iterable(forgotten.values()))
     saved, recomputed = [], []
     for i in reversed(problem.forward_values):
         if i not in needed:
@@ -98,7 +100,7 @@ def decide(
         value = values[i]
         if i in inputs or value.cannot_recompute or (i in keep and not value.cannot_save):
             saved.append(i)
-            if i not in dropped or i in inputs or value.cannot_recompute:
+            if i not in dropped:
                 continue
         else:
             recomputed.append(i)
@@ -115,25 +117,19 @@ def lay_out(problem: RematProblem, decisions: Decisions) -> Program:
     """1 for what has to run before it can be read."""
     for v in decisions.recomputed:
         absent[v] = 1
-    forgettable = _forgettable(problem, decisions) if decisions.forgotten else frozenset[int]()
+    there = {*decisions.saved, *decisions.recomputed} if decisions.forgotten else set[int]()
     for v, wanted in problem.backward_steps:
         for r in wanted:
             if absent[r]:
                 order += _run_origins(problem, wanted, absent)
         order.append(v)
         for u in decisions.forgotten.get(v, ()):
-            if u in forgettable:
+            if u in there and u in problem.forgettable:
                 absent[u] = 1
                 if problem.values[u].kind is Kind.PART:  # comes with its op, whenever that runs
                     absent[problem.values[u].reads[0]] = 1
     order += _run_origins(problem, problem.gradients, absent)
     return _linked(problem, order, begin)
-
-
-def _forgettable(problem: RematProblem, decisions: Decisions) -> frozenset[int]:
-    """What may run again after it has been there."""
-    saved = (v for v in decisions.saved if v not in problem.inputs and not problem.values[v].cannot_recompute)
-    return frozenset((*decisions.recomputed, *saved)) - problem.drawn
 
 
 def _linked(problem: RematProblem, order: list[int], begin: int) -> Program:

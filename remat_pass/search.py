@@ -97,7 +97,8 @@ class Search:
         """Judge a proposal, as changed by what the user wishes; without effort."""
         proposal = self._as_wished(proposal)
         decisions = decide(self.problem, proposal.keep, proposal.forgotten)
-        return self._kept.get(_key(decisions)) or self._simulate(proposal, decisions)
+        key = _key(decisions)
+        return self._kept.get(key) or self._simulate(proposal, decisions, key)
 
     def spend(self, proposal: Proposal) -> Simulated | None:
         """Judge a proposal if it is a new one and there is effort left for it."""
@@ -105,14 +106,15 @@ class Search:
             return None
         proposal = self._as_wished(proposal)
         decisions = decide(self.problem, proposal.keep, proposal.forgotten)
-        return None if _key(decisions) in self._seen else self._paid(self._simulate(proposal, decisions))
+        key = _key(decisions)
+        return None if key in self._seen else self._paid(self._simulate(proposal, decisions, key))
 
     def again(self, candidate: Candidate) -> Simulated | None:
         """The simulation of a candidate if there is effort left; it takes some unless it has been kept."""
         if not self.trials:
             return None
-        kept = self._kept.get(_key(candidate.decisions))
-        return kept or self._paid(self._simulate(candidate.proposal, candidate.decisions))
+        key = _key(candidate.decisions)
+        return self._kept.get(key) or self._paid(self._simulate(candidate.proposal, candidate.decisions, key))
 
     def frontier(self) -> tuple[Candidate, ...]:
         """The best so far, by falling peak and rising time."""
@@ -133,8 +135,8 @@ class Search:
         saving = proposal.saving(self._wish_save) if self._wish_save else proposal
         return Proposal(saving.keep - self._wish_recompute, saving.forgotten)
 
-    def _simulate(self, proposal: Proposal, decisions: Decisions) -> Simulated:
-        simulated, key = evaluate(self.problem, proposal, decisions), _key(decisions)
+    def _simulate(self, proposal: Proposal, decisions: Decisions, key: object) -> Simulated:
+        simulated = evaluate(self.problem, proposal, decisions)
         if key not in self._seen:
             self._seen.add(key)
             self._candidates.append(simulated.candidate)

@@ -11,12 +11,12 @@ from remat_pass.liveness import Liveness, simulate
 from remat_pass.problem import RematProblem
 from remat_pass.schedule import Decisions, Program, added_ns, decide, lay_out, repeats
 
-_STEPS_TO_SIMULATE = 1_000_000
+_STEPS_TO_SIMULATE = 700_000
 """Effort of planning: candidates times graph size, after cuts and chains. Keeps planning in seconds for any graph."""
-_FEWEST_STEPS = 250
+_FEWEST_STEPS = 100
 """What a smaller graph counts as: simulating any takes some time."""
-_FUSED_EFFORT = 3
-"""How much longer it takes to simulate a step where the lowering fuses."""
+_FUSED_EFFORT = 4
+"""How much longer it takes to judge a step where the lowering fuses."""
 _KEPT_STEPS = 1_000_000
 """Of simulations that are kept in case they are asked for again; some 100 bytes each."""
 

@@ -3,7 +3,8 @@
 *Repeated* problems are those of a captured Llama-style model (width 256, batch 2 x 512) of four layers, repeated to any
 depth (`repeat`), for both lowerings; only solving is timed there. *Traced* graphs are of the same model at small width,
 decomposed as Inductor has it, for as many layers as are traced within a minute or so: analysis is timed too, and
-torch's own partitioner on the same graph. Times are of the processor, in a process per row, without tracing.
+torch's own partitioner on the same graph. Times are of the processor, the least of three runs in a process per row,
+without tracing.
 """
 
 import pickle
@@ -70,13 +71,13 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         )
         for row in _of_kind(rows, "repeated")
     )
-    note = "Memory is of the whole process, and what it grew by while planning."
+    note = "Least of three processor times; memory is of the whole process, and what it grew by while planning."
     traced_headings = ("joint nodes", "layers", "analysis s", "solving s", "both", "torch's partitioner s", "ratio")
     traced_headings += ("probing kernels, once, s", "tracing s")
     traced = tuple(map(_traced_cells, _of_kind(rows, "traced")))
     return [
         Table("Layers repeated to size", headings, repeated, note),
-        Table("Traced graphs, beside torch's partitioner", traced_headings, traced, "Processor time."),
+        Table("Traced graphs, beside torch's partitioner", traced_headings, traced, "Least of three processor times."),
     ]
 
 

@@ -1,18 +1,19 @@
 """From a frontier and a budget to one plan.
 
-Without a budget the incumbent, torch's own partition, is changed only for the better: for the fastest plan whose peak
-is not above its own, or not above that of what it saves in our order, if neither time nor peak is worse and one of them
-clearly better. There is no incumbent under eager lowering: nothing is recomputed then. With a budget the fastest plan
-wins whose peak, prediction error included, fits. What the user's checkpointing asks for binds both, and gives way only
-to a budget that cannot be met with it.
+Without a budget the incumbent, torch's own partition, stays, unless it needs more memory than the model would run op by
+op, and a plan is clearly better: the fastest whose peak is not above its own, or not above that of what it saves in our
+order. There is no incumbent under eager lowering: nothing is recomputed then. With a budget the fastest plan wins whose
+peak, prediction error included, fits. What the user's checkpointing asks for binds both, and gives way only to a budget
+that cannot be met with it.
 
 The frontier is ordered by *simulated* peaks. Whether a plan fits is for a `Judge` to say: under eager lowering the
-simulation itself, which is exact; under Inductor its own scheduler (`inductor_peak`). Where the two differ the search
-tries candidates, a bounded number of times, and learns from each how the two go together (`_search`).
+simulation itself, which is exact; under Inductor its own scheduler (`inductor_peak`), at a tenth of the compile time
+for each plan. Where the two differ the search tries candidates, a bounded number of times, and learns from each how the
+two go together (`_search`).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from remat_pass.breakdown import GRADIENTS, break_down
 from remat_pass.errors import InfeasibleBudgetError
@@ -68,7 +69,7 @@ class Choice:
     budget_bytes: int | None
     unconstrained_peak_bytes: int
     least_peak_bytes: int
-    """Smallest budget that is accepted: the least judged peak plus the prediction error."""
+    """Smallest budget that is accepted, prediction error included: judged if a budget was refused, else simulated."""
     is_incumbent: bool
     fits: bool
     overruled: tuple[int, ...]
@@ -108,10 +109,8 @@ def choose(
     free = frontier(problem, extra=extra, honour_wishes=False) if tagged else ()
     unconstrained, is_incumbent = _without_budget(problem, honouring, incumbent, judged)
     unconstrained_bytes = incumbent.judgement.peak_bytes if incumbent and is_incumbent else peak_of(unconstrained)
-    least = min((f[-1] for f in (honouring, free) if f), key=peak_of)
-    known = {least.peak_bytes: peak_of(least)}
-    if not is_incumbent:  # whose order is another one, and says nothing about ours
-        known[unconstrained.peak_bytes] = unconstrained_bytes
+    # The incumbent's order is another one, and says nothing about ours.
+    known = {} if is_incumbent else {unconstrained.peak_bytes: unconstrained_bytes}
     budget_bytes = _in_bytes(memory_budget, unconstrained_bytes)
     chosen: Candidate | None = unconstrained
     if budget_bytes is not None:
@@ -122,16 +121,21 @@ def choose(
             chosen = unconstrained  # the plan that defines the fraction 1.0 is not refused for its prediction error
         chosen = chosen or _search(free, limit, peak_of, known)
     if chosen is None:
-        least = min((c for f in (honouring, free) for c in f[-_LAST_RESORTS:]), key=peak_of)
-    least_bytes = min(peak_of(least), peak_of(chosen or least))
+        candidate = min((c for f in (honouring, free) for c in f[-_LAST_RESORTS:]), key=peak_of)
+        least_bytes = peak_of(candidate)
+    else:
+        candidate = chosen
+        least = min((f[-1] for f in (honouring, free) if f), key=lambda c: c.peak_bytes)
+        chosen_bytes = unconstrained_bytes if chosen is unconstrained else peak_of(chosen)
+        least_bytes = chosen_bytes if chosen is least else min(chosen_bytes, least.peak_bytes)
     return Choice(
-        candidate=chosen or least,
+        candidate=candidate,
         budget_bytes=budget_bytes,
         unconstrained_peak_bytes=unconstrained_bytes,
         least_peak_bytes=problem.with_margin(least_bytes),
         is_incumbent=is_incumbent and chosen is unconstrained,
         fits=chosen is not None,
-        overruled=_overruled(problem, chosen or least),
+        overruled=_overruled(problem, candidate),
         frontier=honouring,
     )
 
@@ -223,6 +227,8 @@ def _without_budget(
         return candidates[0], False
     limit = incumbent.judgement
     reordered = evaluate(problem, Proposal(incumbent.keep)).candidate
+    if limit.peak_bytes <= _op_by_op_peak(problem):
+        return reordered, True
     rivals = [fastest_within(candidates, peak) for peak in (limit.peak_bytes, reordered.peak_bytes)]
     better: tuple[int, int, Candidate] | None = None
     for rival in (c for c in rivals if c):
@@ -234,6 +240,12 @@ def _without_budget(
         if no_worse and is_clear and (better is None or (found.step_ns, found.peak_bytes) < better[:2]):
             better = found.step_ns, found.peak_bytes, rival
     return (reordered, True) if better is None else (better[2], False)
+
+
+def _op_by_op_peak(problem: RematProblem) -> int:
+    """Of the model as it stands: only what its checkpointing asks for is computed again, and nothing is fused."""
+    keep = frozenset(i for i, v in enumerate(problem.values) if v.wish != "recompute" and not v.cannot_save)
+    return evaluate(replace(problem, fuses=False), Proposal(keep)).candidate.peak_bytes
 
 
 def _in_bytes(memory_budget: float | int | None, unconstrained_bytes: int) -> int | None:

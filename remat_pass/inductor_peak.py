@@ -24,6 +24,7 @@ from remat_pass import _torch_compat
 from remat_pass._torch_compat import InductorSchedule, ScheduledBuffer
 from remat_pass.choice import Judge, Judgement
 from remat_pass.costs import DeviceRates, device_rates, transfer_ns
+from remat_pass.garbage import collection_paused
 from remat_pass.joint_graph import JointGraph
 from remat_pass.problem import Kind, RematPlan, RematProblem
 from remat_pass.rewrite import Rewritten, rewrite
@@ -48,6 +49,7 @@ def inductor_judge(joint: JointGraph, problem: RematProblem, config_patches: dic
     return judge
 
 
+@collection_paused()
 def judge_graphs(
     joint: JointGraph, rewritten: Rewritten, problem: RematProblem, config_patches: dict[str, Any]
 ) -> Judgement:

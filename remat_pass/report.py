@@ -62,6 +62,7 @@ class RematReport:
     predicted_peak_bytes: int
     unconstrained_peak_bytes: int
     least_peak_bytes: int
+    """Smallest budget that is accepted; see `least_is_estimated`."""
     margin_permille: int
     """Stated prediction error in thousandths: the measured peak may exceed the prediction by this much."""
     saved_bytes: int
@@ -89,6 +90,11 @@ class RematReport:
     backward_graph: fx.GraphModule | None = field(default=None, compare=False, repr=False)
     problem: RematProblem | None = field(default=None, compare=False, repr=False)
     """What the planner knew about the graph, for `optimality_gap`; None if the report came back from a warm cache."""
+
+    @property
+    def least_is_estimated(self) -> bool:
+        """Whether `least_peak_bytes` is of a plan that Inductor has not been asked about."""
+        return self.lowering == "inductor" and self.least_peak_bytes < self.predicted_peak_bytes
 
     @property
     def headline(self) -> str:
@@ -215,6 +221,7 @@ def _microseconds(ns: int) -> str:
 
 def _summary(report: RematReport) -> str:
     budget = "no budget" if report.budget_bytes is None else format_bytes(report.budget_bytes)
+    about = ", estimated" if report.least_is_estimated else ""
     lines = [
         f"remat_pass: graph {report.graph_id[:12]}, lowering {report.lowering}, plan by {report.origin}",
         f"  budget             {budget:>12}{'  (auto)' if report.auto_budget else ''}",
@@ -222,7 +229,7 @@ def _summary(report: RematReport) -> str:
         f"{report.margin_permille / 10:g}%), in {report.peak.program} at {report.peak.value}",
         f"    of which         {report.peak.describe()}",
         f"  unconstrained peak {format_bytes(report.unconstrained_peak_bytes):>12}",
-        f"  least peak         {format_bytes(report.least_peak_bytes):>12}  (smallest budget this graph accepts)",
+        f"  least peak         {format_bytes(report.least_peak_bytes):>12}  (smallest budget that is accepted{about})",
         f"  saved              {format_bytes(report.saved_bytes):>12}  and {format_bytes(report.saved_input_bytes)} "
         "of inputs",
         f"  recompute          {report.recompute_ns / 1e6:>9.3f} ms  estimated per step",

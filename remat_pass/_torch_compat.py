@@ -8,6 +8,7 @@ from bisect import bisect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, TypeVar
 from unittest import mock
 from weakref import WeakKeyDictionary
@@ -30,6 +31,7 @@ from torch._functorch._aot_autograd.utils import _is_bwd_seed_offset, _is_primal
 from torch._functorch.compile_utils import fx_graph_cse, raise_getitems
 from torch._guards import CompileContext
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
+from torch._library.utils import is_impure as is_impure_op
 from torch.autograd import ProfilerConfig, ProfilerState, _disable_profiler_legacy, _enable_profiler_legacy
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.proxy_tensor import is_sym_node
@@ -215,7 +217,18 @@ def enables_gradients(node: fx.Node) -> bool:
 
 def is_impure(node: fx.Node) -> bool:
     """Whether torch's dead-code elimination keeps an unread node; random draws do not count (2.13, 2.14)."""
-    return node.op == "call_function" and bool(node.is_impure(False))
+    if node.op != "call_function":
+        return False
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
+        return _aten_is_impure(target)
+    return bool(node.is_impure(False))
+
+
+@cache
+def _aten_is_impure(op: torch._ops.OpOverload) -> bool:
+    """Of these the arguments do not matter, and nobody registers an effect."""
+    return bool(is_impure_op(op, impure_random=False))
 
 
 def size_hint(size: Any) -> int:

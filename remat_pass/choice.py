@@ -31,7 +31,7 @@ class Judgement:
 
     peak_bytes: int
     step_ns: int
-    """Estimated time; only compared between plans of one graph under one judge."""
+    """Estimated time of forward and backward."""
 
 
 Judge = Callable[[RematPlan], Judgement]
@@ -67,7 +67,8 @@ class Choice:
 
     candidate: Candidate
     budget_bytes: int | None
-    unconstrained_peak_bytes: int
+    unconstrained: Judgement
+    """Of the plan without a budget."""
     least_peak_bytes: int
     """Smallest budget that is accepted, prediction error included: judged if a budget was refused, else simulated."""
     is_incumbent: bool
@@ -76,6 +77,11 @@ class Choice:
     """Values whose tag the budget made us ignore, in joint-graph order."""
     frontier: tuple[Candidate, ...]
     """All there was to choose from with the tags honoured, by falling simulated peak and rising time."""
+
+    @property
+    def unconstrained_peak_bytes(self) -> int:
+        """What fractions are of."""
+        return self.unconstrained.peak_bytes
 
 
 def choose(
@@ -108,7 +114,8 @@ def choose(
     tagged = any(v.wish for v in problem.values)
     free = frontier(problem, extra=extra, honour_wishes=False) if tagged else ()
     unconstrained, is_incumbent = _without_budget(problem, honouring, incumbent, judged)
-    unconstrained_bytes = incumbent.judgement.peak_bytes if incumbent and is_incumbent else peak_of(unconstrained)
+    without_budget = incumbent.judgement if incumbent and is_incumbent else judged(unconstrained)
+    unconstrained_bytes = without_budget.peak_bytes
     # The incumbent's order is another one, and says nothing about ours.
     known = {} if is_incumbent else {unconstrained.peak_bytes: unconstrained_bytes}
     budget_bytes = _in_bytes(memory_budget, unconstrained_bytes)
@@ -131,7 +138,7 @@ def choose(
     return Choice(
         candidate=candidate,
         budget_bytes=budget_bytes,
-        unconstrained_peak_bytes=unconstrained_bytes,
+        unconstrained=without_budget,
         least_peak_bytes=problem.with_margin(least_bytes),
         is_incumbent=is_incumbent and chosen is unconstrained,
         fits=chosen is not None,
@@ -166,7 +173,8 @@ def simulated_judge(problem: RematProblem) -> Judge:
 
     def judge(plan: RematPlan) -> Judgement:
         peak_bytes = simulate(problem, program_of(problem, plan)).peak_bytes
-        return Judgement(peak_bytes, added_ns(problem, plan.saved(problem), plan.recomputed()))
+        once_ns = sum(v.recompute_ns for v in problem.values)
+        return Judgement(peak_bytes, once_ns + added_ns(problem, plan.saved(problem), plan.recomputed()))
 
     return judge
 

@@ -14,7 +14,7 @@ from torch import fx
 from remat_pass import _torch_compat
 from remat_pass.analysis import analyze
 from remat_pass.breakdown import break_down
-from remat_pass.choice import Choice, IncumbentPlan, Judge, choose, infeasible, simulated_judge
+from remat_pass.choice import Choice, IncumbentPlan, Judge, Judgement, choose, infeasible, simulated_judge
 from remat_pass.errors import OptionError, PlanError, RematWarning
 from remat_pass.incumbent import torch_partition
 from remat_pass.inductor_peak import inductor_judge, judge_graphs
@@ -69,12 +69,12 @@ def partition(
     choice = choose(problem, options.memory_budget, rival, judge)
     plan = _replayed(problem, choice, options, judge) if options.plan else _planned(problem, choice, options)
     if incumbent and choice.is_incumbent and options.plan is None:
-        graphs, predicted_bytes, origin = incumbent.graphs, choice.unconstrained_peak_bytes, "torch"
+        graphs, predicted, origin = incumbent.graphs, choice.unconstrained, "torch"
     else:
         graphs = rewrite(joint, problem, plan)
         verify(joint, problem, plan, graphs)
-        predicted_bytes, origin = judge(plan).peak_bytes, "plan file" if options.plan else "planner"
-    report = _report(joint, problem, plan, choice, graphs, predicted_bytes, options, unprobed, origin, begin)
+        predicted, origin = judge(plan), "plan file" if options.plan else "planner"
+    report = _report(joint, problem, plan, choice, graphs, predicted, options, unprobed, origin, begin)
     log.info("%s", report.headline)
     return graphs.forward, graphs.backward, report
 
@@ -130,7 +130,7 @@ def _report(
     plan: RematPlan,
     choice: Choice,
     graphs: Rewritten,
-    predicted_bytes: int,
+    predicted: Judgement,
     options: Options,
     unprobed: tuple[str, ...],
     origin: str,
@@ -143,8 +143,10 @@ def _report(
         lowering=options.lowering,
         origin=origin,
         budget_bytes=choice.budget_bytes,
-        predicted_peak_bytes=predicted_bytes,
-        unconstrained_peak_bytes=choice.unconstrained_peak_bytes,
+        predicted_peak_bytes=predicted.peak_bytes,
+        predicted_step_ns=predicted.step_ns,
+        unconstrained_peak_bytes=choice.unconstrained.peak_bytes,
+        unconstrained_step_ns=choice.unconstrained.step_ns,
         least_peak_bytes=choice.least_peak_bytes,
         margin_permille=problem.margin_permille,
         saved_bytes=sum(v.size.hint for v in saved if not v.is_input),

@@ -60,7 +60,11 @@ class RematReport:
     """Who made the plan: "planner", "torch" (its own partition, kept unchanged) or "plan file"."""
     budget_bytes: int | None
     predicted_peak_bytes: int
+    predicted_step_ns: int
+    """Estimated time of forward and backward under this plan; good for comparing plans of one graph."""
     unconstrained_peak_bytes: int
+    unconstrained_step_ns: int
+    """The same without a budget."""
     least_peak_bytes: int
     """Smallest budget that is accepted; see `least_is_estimated`."""
     margin_permille: int
@@ -95,6 +99,11 @@ class RematReport:
     def least_is_estimated(self) -> bool:
         """Whether `least_peak_bytes` is of a plan that Inductor has not been asked about."""
         return self.lowering == "inductor" and self.least_peak_bytes < self.predicted_peak_bytes
+
+    @property
+    def predicted_slowdown(self) -> float:
+        """Share by which the step is estimated to take longer than without a budget; 0.1 is 10%."""
+        return self.predicted_step_ns / self.unconstrained_step_ns - 1 if self.unconstrained_step_ns else 0.0
 
     @property
     def headline(self) -> str:
@@ -222,6 +231,7 @@ def _microseconds(ns: int) -> str:
 def _summary(report: RematReport) -> str:
     budget = "no budget" if report.budget_bytes is None else format_bytes(report.budget_bytes)
     about = ", estimated" if report.least_is_estimated else ""
+    step = f"of {report.unconstrained_step_ns / 1e6:.3f} ms, estimated"
     lines = [
         f"remat_pass: graph {report.graph_id[:12]}, lowering {report.lowering}, plan by {report.origin}",
         f"  budget             {budget:>12}{'  (auto)' if report.auto_budget else ''}",
@@ -233,6 +243,7 @@ def _summary(report: RematReport) -> str:
         f"  saved              {format_bytes(report.saved_bytes):>12}  and {format_bytes(report.saved_input_bytes)} "
         "of inputs",
         f"  recompute          {report.recompute_ns / 1e6:>9.3f} ms  estimated per step",
+        f"  slowdown           {report.predicted_slowdown:>+12.1%}  {step}",
         f"  planning           {report.planning_seconds:>9.2f} s",
     ]
     if len(report.frontier) > 1:

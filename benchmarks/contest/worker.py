@@ -37,7 +37,11 @@ from benchmarks.contest.models import MODELS, Model, with_autocast, without_auto
 _SEED = 1234
 _MAXRSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 _PLAN_FIELDS = (
+    "budget_bytes",
     "predicted_peak_bytes",
+    "predicted_step_ns",
+    "unconstrained_step_ns",
+    "margin_permille",
     "unconstrained_peak_bytes",
     "least_peak_bytes",
     "recompute_ns",

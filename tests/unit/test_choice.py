@@ -132,7 +132,7 @@ def test_what_the_error_names_is_accepted(layers: int, margin_permille: int) -> 
 def test_the_fraction_that_the_error_names_is_enough_to_the_byte(least: int, unconstrained: int) -> None:
     """29 of 100 bytes are 0.29, but int(0.29 * 100) is 28."""
     problem = chain(1)
-    choice = replace(choose(problem, 1, None), least_peak_bytes=least, unconstrained_peak_bytes=unconstrained)
+    choice = replace(choose(problem, 1, None), least_peak_bytes=least, unconstrained=Judgement(unconstrained, 0))
     fraction = re.search(r" bytes or ([0-9.]+),", str(infeasible(problem, choice)))
     assert fraction
     assert int(float(fraction[1]) * unconstrained) >= least

@@ -23,7 +23,15 @@ from tests.support.gpu_rig.contestant import Contestant, find_function, read_con
 from tests.support.gpu_rig.fake_gpu import fake_gpu
 from tests.support.gpu_rig.lowering import RigConfig, lower_captured
 
-_REPORTED = ("origin", "budget_bytes", "predicted_peak_bytes", "unconstrained_peak_bytes", "least_peak_bytes")
+_REPORTED = (
+    "origin",
+    "budget_bytes",
+    "predicted_peak_bytes",
+    "predicted_step_ns",
+    "unconstrained_peak_bytes",
+    "unconstrained_step_ns",
+    "least_peak_bytes",
+)
 
 Captures = dict[str, Capture]
 

@@ -10,64 +10,29 @@ The same command goes on where a crash stopped it. Results, as JSON, Markdown an
 """
 
 import argparse
-import datetime
-import hashlib
-import json
 import shlex
-import shutil
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contest import figures, machine, markdown, readme, results
-from benchmarks.contest.allocators import Allocator, allocators_for
-from benchmarks.contest.contestants import CONTESTANTS, Contestant
-from benchmarks.contest.driver import Driver, Pace
-from benchmarks.contest.jax_rows import JAX, jax_rows
-from benchmarks.contest.lowering import Lowering
+from benchmarks.contest import figures, markdown, readme, results
+from benchmarks.contest.allocators import allocators_for
+from benchmarks.contest.campaign import Run, measure
+from benchmarks.contest.contestants import CONTESTANTS
+from benchmarks.contest.driver import Pace
+from benchmarks.contest.jax_rows import JAX
 from benchmarks.contest.models import MODELS
-from benchmarks.contest.progress import Display
-from benchmarks.contest.results import Journal, Meta, Row
-from benchmarks.contest.selection import matched_tasks, tasks_of
-from benchmarks.contest.tasks import GPU_LOWERING, Setting, Task
+from benchmarks.contest.results import Meta, Row
 
 _ROOT = Path(__file__).parent.parent
 _RESULTS = _ROOT / "benchmarks" / "results"
 _QUICK_CONTESTANTS = ("eager", "inductor", "knob dp", "checkpoint eager", "checkpoint inductor", "remat")
 _ROUNDS = {"quick": 15, "full": 20}
 _TEST_MODEL = "tiny"
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What the command line asks for."""
-
-    size: str
-    models: tuple[str, ...]
-    contestants: dict[str, Contestant]
-    jax: bool
-    precisions: tuple[str, ...]
-    device: str
-    allocators: list[Allocator]
-    on_device: bool
-    gpu_lowering: bool
-    point_count: int | None
-    pace: Pace
-    output: Path
-    keep: bool
-    command: str
-
-    def settings(self) -> list[Setting]:
-        """In the order in which they run: each model on the device, then through the rig."""
-        targets = [self.device] * self.on_device + [GPU_LOWERING] * self.gpu_lowering
-        return [Setting(m, p, t) for m in self.models for p in self.precisions for t in targets]
-
-    def tasks(self, setting: Setting) -> list[Task]:
-        """Those known beforehand."""
-        return tasks_of(setting, self.contestants, self.size, self.point_count)
 
 
 def main() -> int:
@@ -77,7 +42,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     if arguments.quick or arguments.full:
         run = _read(arguments)
-        _measure(run)
+        measure(run, partial(_write, run))
         print(f"\nResults: {_shown(run.output.with_suffix('.md'))}")
     if arguments.paste:
         paste(arguments.output or _RESULTS / "frontier_quick", arguments.readme)
@@ -99,59 +64,8 @@ def paste(output: Path, target: Path) -> None:
     readme.paste(target, readme.block(meta, rows, figure.relative_to(target.resolve().parent).as_posix()))
 
 
-def _measure(run: Run) -> None:
-    described = machine.describe(run.device)
-    meta: Meta = {
-        "command": run.command,
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "machine": described,
-        "allocators": [{"name": a.name, "title": a.title} for a in run.allocators],
-        "models": {model.name: model.title for model in MODELS.values()},
-    }
-    identity = machine.identity(described)
-    folder = _scratch(run.output)
-    journal = Journal(folder / "journal.jsonl", identity, keep=run.keep)
-    scratch = _only(folder, hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8])
-    with Display(_expected(run, journal)) as display:
-        if journal.dropped:
-            display.console.print(f"{journal.dropped} rows of another commit, version or machine are measured anew.")
-        for setting in run.settings():
-            _measure_setting(run, setting, journal, scratch, display)
-            _write(run, meta, journal)
-        if run.jax and run.on_device and run.device == "cpu":
-            for model in run.models:
-                jax_rows(model, journal, display, timeout_seconds=run.pace.compile_timeout_seconds)
-                _write(run, meta, journal)
-
-
-def _measure_setting(run: Run, setting: Setting, journal: Journal, scratch: Path, display: Display) -> None:
-    def matched(rows: Sequence[Row]) -> list[Task]:
-        found = matched_tasks(rows, setting, run.contestants)
-        display.expect(sum(journal.find(task) is None for task in found))
-        return found
-
-    if setting.target == GPU_LOWERING:
-        timeout = run.pace.compile_timeout_seconds
-        lowering = Lowering(journal, scratch, display, run.contestants, timeout_seconds=timeout)
-        lowering.run(setting, run.tasks(setting), matched)
-        return
-    driver = Driver(journal, scratch, run.pace, display)
-    draws = MODELS[setting.model].draws
-    driver.run(setting, run.tasks(setting), run.allocators, draws=draws, matched=matched)
-
-
-def _expected(run: Run, journal: Journal) -> int:
-    """Rows to be made, as far as is known beforehand."""
-    count = 0
-    for setting in run.settings():
-        names = [None] if setting.target == GPU_LOWERING else [allocator.name for allocator in run.allocators]
-        count += sum(journal.find(task, name) is None for task in run.tasks(setting) for name in names)
-    return count
-
-
-def _write(run: Run, meta: Meta, journal: Journal) -> None:
-    """The results so far: JSON, Markdown and figures. Rows of other runs in the same journal are kept."""
-    rows = results.merge(journal.rows)
+def _write(run: Run, meta: Meta, rows: Sequence[Row]) -> None:
+    """The results so far: JSON, Markdown and figures."""
     run.output.parent.mkdir(parents=True, exist_ok=True)
     results.write(run.output.with_suffix(".json"), meta, rows)
     drawn: dict[str, str] = {}
@@ -165,22 +79,6 @@ def _write(run: Run, meta: Meta, journal: Journal) -> None:
 
 def _figure_path(output: Path, model: str) -> Path:
     return output.with_name(f"{output.stem}_{model}.svg")
-
-
-def _scratch(output: Path) -> Path:
-    """The folder for the journal, caches and logs, beside the results and out of git's sight."""
-    folder = output.with_name(f"{output.stem}.scratch")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ".gitignore").write_text("*\n")
-    return folder
-
-
-def _only(folder: Path, name: str) -> Path:
-    """The subfolder; others, with reference gradients and caches that hold for something else, are removed."""
-    for other in folder.iterdir():
-        if other.is_dir() and other.name != name:
-            shutil.rmtree(other)
-    return folder / name
 
 
 def _shown(path: Path) -> Path:

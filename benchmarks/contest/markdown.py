@@ -20,7 +20,7 @@ def page(meta: Meta, rows: Sequence[Row], figures: dict[str, str]) -> str:
     """
     allocator = meta["allocators"][0]["name"]
     parts = ["# The frontier: measured peak against step time", "", source(meta), "", *_notes(meta), ""]
-    parts += ["## Goals", "", *_goal_table(goals(rows, allocator)), ""]
+    parts += ["## Goals", "", *goal_table(goals(rows, allocator)), ""]
     found = summaries(rows, allocator)
     parts += ["## Summary", "", *_summary_table(found), ""]
     for model in dict.fromkeys(row.model for row in rows):
@@ -81,7 +81,8 @@ def _notes(meta: Meta) -> list[str]:
     ]
 
 
-def _goal_table(found: Sequence[Goal]) -> list[str]:
+def goal_table(found: Sequence[Goal]) -> list[str]:
+    """A line for each goal."""
     return table(("goal", "where", "figure", ""), ((g.goal, g.where, g.figure, _MET[g.met]) for g in found))
 
 

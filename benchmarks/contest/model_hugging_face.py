@@ -117,6 +117,45 @@ def resnet_blocks(module: nn.Module) -> list[nn.Module]:
     return [layer for stage in module.model.resnet.encoder.stages for layer in stage.layers]
 
 
+def t5(*, layers: int, width: int, heads: int, vocabulary: int) -> nn.Module:
+    """T5 with as many layers in its encoder as in its decoder and its next-token loss, without dropout."""
+    config = transformers.T5Config(
+        d_model=width,
+        d_kv=width // heads,
+        d_ff=4 * width,
+        num_layers=layers,
+        num_heads=heads,
+        vocab_size=vocabulary,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+        use_cache=False,
+    )
+    return WithLoss(transformers.T5ForConditionalGeneration(config), "ForConditionalGeneration").train()
+
+
+def t5_blocks(module: nn.Module) -> list[nn.Module]:
+    return [*module.model.encoder.block, *module.model.decoder.block]
+
+
+def llama(*, layers: int, width: int, hidden: int, heads: int, context: int, vocabulary: int) -> nn.Module:
+    """Llama with its next-token loss; two query heads share a key."""
+    config = transformers.LlamaConfig(
+        hidden_size=width,
+        intermediate_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        max_position_embeddings=context,
+        vocab_size=vocabulary,
+        use_cache=False,
+    )
+    return WithLoss(transformers.LlamaForCausalLM(config), "ForCausalLM").train()
+
+
+def llama_blocks(module: nn.Module) -> list[nn.Module]:
+    return list(module.model.model.layers)
+
+
 def deep_llama(*, layers: int, width: int, hidden: int, heads: int, vocabulary: int) -> nn.Module:
     """Llama without a head: the reproducer of pytorch#197838 at 32 layers, width 256, hidden 688."""
     config = transformers.LlamaConfig(

@@ -137,6 +137,16 @@ _ALL = (
         hugging_face=hf.inner,
     ),
     Model(
+        name="hf_llama",
+        title="HF Llama, 6 layers, width 256, hidden 704, 4 heads, 2 of keys, vocabulary 512, batch 2 x 512 tokens",
+        build=_seeded(
+            lambda: hf.llama(layers=6, width=256, hidden=704, heads=4, context=512, vocabulary=512),
+            lambda g: _tokens_twice(g, 512, 2, 512),
+        ),
+        blocks=hf.llama_blocks,
+        hugging_face=hf.inner,
+    ),
+    Model(
         name="gpt2",
         title="HF GPT-2, 6 layers, width 256, 4 heads, dropout 0.1, vocabulary 512, batch 4 x 256 tokens",
         build=_seeded(
@@ -165,6 +175,16 @@ _ALL = (
             lambda g: _images_and_classes(g, 10, 8, 128),
         ),
         blocks=hf.vit_blocks,
+        hugging_face=hf.inner,
+    ),
+    Model(
+        name="t5",
+        title="HF T5, 3 layers in encoder and decoder, width 256, 4 heads, no dropout, vocabulary 512, 4 x 256 tokens",
+        build=_seeded(
+            lambda: hf.t5(layers=3, width=256, heads=4, vocabulary=512),
+            lambda g: _tokens_twice(g, 512, 4, 256),
+        ),
+        blocks=hf.t5_blocks,
         hugging_face=hf.inner,
     ),
     Model(

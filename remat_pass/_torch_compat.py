@@ -389,12 +389,16 @@ def user_has_choices() -> bool:
     return config.inductor_choices_class not in (None, order_keeping_choices)
 
 
+CALLS_APART = 4
+"""How many library calls may lie between two loops that are fused for what both load; `fusion` holds to it, too."""
+
+
 def order_keeping_choices() -> Any:
-    """For `inductor_choices_class`: no two loops are fused for what both load if a library call lies between them.
+    """For `inductor_choices_class`: two loops are fused for what both load only if few library calls lie between them.
 
     Inductor would run the later one where the earlier one stands. What a plan computes late, because there is no room
     for it before, would then be there early: copies of one value would meet, and what is recomputed for one layer would
-    come with that for another (2.13, 2.14).
+    come with that for another. Close by, fusing spares loads and launches for little memory (2.13, 2.14).
     """
     from torch._inductor.choices import InductorChoices
 
@@ -403,13 +407,14 @@ def order_keeping_choices() -> Any:
             self.calls: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
 
         def uuid(self) -> str:
-            return "remat_pass: loops stay between library calls, 1"
+            return f"remat_pass: loops stay within {CALLS_APART} library calls"
 
         def can_fuse_horizontal(self, scheduler: Any, node1: Any, node2: Any, shared_data_score: int) -> bool:  # type: ignore[override]
             if scheduler not in self.calls:
                 self.calls[scheduler] = sorted(n.min_order for n in scheduler.nodes if n.is_extern() or n.is_template())
             first, last = min(node1.min_order, node2.min_order), max(node1.max_order, node2.max_order)
-            if bisect(self.calls[scheduler], first) != bisect(self.calls[scheduler], last):
+            calls = self.calls[scheduler]
+            if bisect(calls, last) - bisect(calls, first) > CALLS_APART:
                 return False
             return bool(InductorChoices.can_fuse_horizontal(scheduler, node1, node2, shared_data_score))
 
@@ -440,6 +445,8 @@ class InductorSchedule:
     """Whether Inductor generates the kernel."""
     is_call: tuple[bool, ...]
     """Whether the kernel is a call of a library. Neither: a place to concatenate in, a part of what a call returned."""
+    call_layouts: tuple[tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], ...]
+    """Shape and strides of the tensors that each library call is given, in its order; empty for what is none."""
     moved_bytes: tuple[int, ...]
     """What each kernel reads and writes, by Inductor's own count."""
     buffers: tuple[ScheduledBuffer, ...]
@@ -449,7 +456,7 @@ class InductorSchedule:
     """Of what the graph returns, in elements; None where it is no tensor or its strides are not known as numbers."""
 
 
-_EMPTY_SCHEDULE = InductorSchedule((), (), (), (), (), {}, ())
+_EMPTY_SCHEDULE = InductorSchedule((), (), (), (), (), (), {}, ())
 
 
 class _ScheduleIsKnown(Exception):
@@ -509,6 +516,10 @@ def _read_schedule(
         kernels=tuple(tuple(name for k in of for name in _origins(nodes[k])) for of in members),
         is_loop=tuple(all(is_loop[k] for k in of) for of in members),
         is_call=tuple(any(_is_library_call(part) for k in of for part in nodes[k].get_nodes()) for of in members),
+        call_layouts=tuple(
+            tuple(layout for k in of for part in nodes[k].get_nodes() for layout in _call_layouts(part))
+            for of in members
+        ),
         moved_bytes=tuple(sum(size_hint(nodes[k].get_read_write_buffers_sizes()) for k in of) for of in members),
         buffers=tuple(buffers),
         overwritten=_find_overwritten(nodes, {b.name for b in buffers}),
@@ -556,13 +567,24 @@ def _is_library_call(part: Any) -> bool:
     return isinstance(part, ExternKernelSchedulerNode) and not isinstance(part.node, ir.MultiOutput)
 
 
+def _call_layouts(part: Any) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    if not _is_library_call(part):
+        return []
+    inputs = [x for given in part.node.inputs for x in (given if isinstance(given, (list, tuple)) else (given,))]
+    known = ((_numbers(x.get_size()), _strides(x)) for x in inputs if x.has_tensor_output())
+    return [(shape or (), strides or ()) for shape, strides in known]
+
+
 def _strides(result: Any) -> tuple[int, ...] | None:
     from torch._inductor import ir
 
     if not isinstance(result, ir.IRNode) or not result.has_tensor_output():
         return None
-    strides = result.get_stride()
-    return tuple(int(s) for s in strides) if all(isinstance(s, int) or s.is_number for s in strides) else None
+    return _numbers(result.get_stride())
+
+
+def _numbers(sizes: Any) -> tuple[int, ...] | None:
+    return tuple(int(s) for s in sizes) if all(isinstance(s, int) or s.is_number for s in sizes) else None
 
 
 def _join_concatenations(buffers: list[ScheduledBuffer], scheduler: Any) -> list[ScheduledBuffer]:

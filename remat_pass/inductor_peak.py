@@ -8,14 +8,14 @@ when its scheduler is done, in a small part of the compile time, and can be read
     peak     = max over k of  alive(k) + scratch of k
 
 A generated kernel writes an output over an equally large input that only it still reads, and extern kernels take the
-scratch that `probe` measured.
+scratch that `probe` measures for the layouts that they are given here.
 
 Inductor may lay values out otherwise than they were traced: convolutions on CUDA want channels last. AOTAutograd lowers
 backward for the layout in which forward saves its values, so forward is asked first. Taken for the traced layout,
 backward would be fused otherwise and seem to need fewer buffers than it does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import fx
@@ -26,7 +26,8 @@ from remat_pass.choice import Judge, Judgement
 from remat_pass.costs import DeviceRates, device_rates, transfer_ns
 from remat_pass.garbage import collection_paused
 from remat_pass.joint_graph import JointGraph
-from remat_pass.problem import Kind, RematPlan, RematProblem
+from remat_pass.probe import Layout, probe
+from remat_pass.problem import Kind, RematPlan, RematProblem, Value
 from remat_pass.rewrite import Rewritten, rewrite
 from remat_pass.storage import main_device_type
 
@@ -36,7 +37,7 @@ def inductor_judge(joint: JointGraph, problem: RematProblem, config_patches: dic
 
     Args:
         joint: The captured graph.
-        problem: The same, as the planner sees it; scratch of ops comes from here.
+        problem: The same, as the planner sees it.
         config_patches: Inductor options that the graphs will be compiled with.
     """
     judgements: dict[RematPlan, Judgement] = {}
@@ -58,9 +59,9 @@ def judge_graphs(
     rates = device_rates(main_device_type(joint.nodes))
     return Judgement(
         max(
-            schedule_peak(forward, _scratch(forward, problem, rewritten.forward_values))
+            schedule_peak(forward, _scratch(forward, joint, problem, rewritten.forward_values))
             + problem.resident_forward_bytes,
-            schedule_peak(backward, _scratch(backward, problem, rewritten.backward_values))
+            schedule_peak(backward, _scratch(backward, joint, problem, rewritten.backward_values))
             + problem.resident_backward_bytes,
         ),
         _step_ns(forward, problem, rewritten.forward_values, rates)
@@ -140,8 +141,10 @@ def _lifetimes(schedule: InductorSchedule) -> list[tuple[ScheduledBuffer, int]]:
     return [(b, b.last_kernel - 1 if b.name in over else b.last_kernel) for b in schedule.buffers]
 
 
-def _scratch(schedule: InductorSchedule, problem: RematProblem, values: Mapping[str, int]) -> list[int]:
-    """Scratch of library calls: what was measured for the op, less the outputs that the schedule shows as buffers.
+def _scratch(
+    schedule: InductorSchedule, joint: JointGraph, problem: RematProblem, values: Mapping[str, int]
+) -> list[int]:
+    """Scratch of library calls: what the op takes on data laid out as here, less the outputs that are buffers here.
 
     Parts of what a call returned and concatenations of it come from the same op, but take nothing more.
     """
@@ -151,7 +154,14 @@ def _scratch(schedule: InductorSchedule, problem: RematProblem, values: Mapping[
             allocated[b.first_kernel] += b.size_bytes
     scratch = []
     for k, names in enumerate(schedule.kernels):
-        ops = [problem.values[values[n]] for n in names if n in values] if schedule.is_call[k] else []
-        needs = [op.workspace_bytes + op.size.hint for op in ops if op.kind in (Kind.EXTERN, Kind.RANDOM)]
+        called = [values[n] for n in names if n in values] if schedule.is_call[k] else []
+        called = [v for v in called if problem.values[v].kind in (Kind.EXTERN, Kind.RANDOM)]
+        needs = [_needed_bytes(joint.nodes[v], problem.values[v], schedule.call_layouts[k]) for v in called]
         scratch.append(max(0, max(needs, default=0) - allocated[k]))
     return scratch
+
+
+def _needed_bytes(node: fx.Node, value: Value, layouts: Sequence[Layout]) -> int:
+    """Of one run, outputs included; of an op that cannot be probed its outputs alone."""
+    seen = probe(node, timed=False, layouts=layouts)
+    return value.workspace_bytes + value.size.hint if seen is None else seen.peak_bytes

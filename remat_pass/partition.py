@@ -82,7 +82,7 @@ def partition(
 def inductor_patches(options: Options) -> dict[str, Any]:
     """The Inductor options that graphs are compiled with.
 
-    Under a budget loops stay between the library calls where the plan has them, and a dead buffer is freed rather than
+    Under a budget loops stay near the place where the plan has them, and a dead buffer is freed rather than
     kept for the next one of its size, which Inductor allows itself up to its own estimate of the peak. A caching
     allocator makes that free. The user's own settings go first.
     """

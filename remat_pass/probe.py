@@ -12,6 +12,7 @@ that is not there (a graph may be lowered for another machine), and the caller i
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,9 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from remat_pass import _torch_compat
+
+Layout = tuple[tuple[int, ...], tuple[int, ...]]
+"""Shape and strides, in elements."""
 
 _FILL = 0.5
 """Every floating-point element: a probability, an argument of log and sqrt, no denormal."""
@@ -40,21 +44,35 @@ class Probe:
     time_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """A strided tensor without its data."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
 _probes: dict[tuple[object, ...], Probe | None] = {}
 
 
-def probe(node: fx.Node, *, timed: bool) -> Probe | None:
+def probe(node: fx.Node, *, timed: bool, layouts: Sequence[Layout] = ()) -> Probe | None:
     """Run the op of a `call_function` node on dummy data; None if it cannot be run so.
 
     Args:
         node: A node whose arguments carry fake values.
         timed: Whether `time_ns` is wanted; it is 0 otherwise.
+        layouts: What its leading tensors really look like, where a lowering lays them out otherwise than they were
+            traced; one of another shape is passed over.
     """
     if not _can_run(node) or _torch_compat.profiler_is_running():
         return None
-    key = (*_signature(node), torch.get_num_threads(), timed)
+    leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
+    forms = _forms(leaves, layouts)
+    key = (node.target, str(spec), *map(str, forms), torch.get_num_threads(), timed)
     if key not in _probes:
-        _probes[key] = _run(node, timed)
+        _probes[key] = _run(node, forms, spec, timed)
     return _probes[key]
 
 
@@ -73,19 +91,22 @@ def _on_cuda(values: object) -> bool:
     return any(isinstance(v, torch.Tensor) and v.device.type == "cuda" for v in pytree.tree_leaves(values))
 
 
-def _signature(node: fx.Node) -> tuple[object, ...]:
-    leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
-    return (node.target, str(spec), *(_form(leaf) for leaf in leaves))
+def _forms(leaves: Sequence[Any], layouts: Sequence[Layout]) -> list[Any]:
+    """What dummy data is made of: a `_Form` for every tensor, other arguments as they are."""
+    known = iter(layouts)
+    forms: list[Any] = []
+    for leaf in leaves:
+        value = leaf.meta.get("val") if isinstance(leaf, fx.Node) else leaf
+        if isinstance(value, torch.Tensor):
+            shape, strides = _layout(value)
+            real = next(known, None)
+            forms.append(_Form(shape, real[1] if real and real[0] == shape else strides, value.dtype, value.device))
+        else:
+            forms.append(_plain(value))
+    return forms
 
 
-def _form(leaf: Any) -> object:
-    value = leaf.meta.get("val") if isinstance(leaf, fx.Node) else leaf
-    if isinstance(value, torch.Tensor):
-        return (*_layout(value), value.dtype, value.device)
-    return str(_plain(value))
-
-
-def _layout(tensor: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _layout(tensor: torch.Tensor) -> Layout:
     hint = _torch_compat.size_hint
     return tuple(hint(s) for s in tensor.shape), tuple(hint(s) for s in tensor.stride())
 
@@ -94,11 +115,11 @@ def _plain(value: Any) -> Any:
     return _torch_compat.size_hint(value) if isinstance(value, torch.SymInt) else value
 
 
-def _run(node: fx.Node, timed: bool) -> Probe | None:
+def _run(node: fx.Node, forms: Sequence[Any], spec: Any, timed: bool) -> Probe | None:
     run: Any = node.target
     with _torch_compat.no_fake_tensors(), torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(node)):
         try:
-            args, kwargs = pytree.tree_map(_dummy, (node.args, node.kwargs))
+            args, kwargs = pytree.tree_unflatten(map(_dummy, forms), spec)
             peak_bytes = _torch_compat.allocation_peak(lambda: run(*args, **kwargs))
             duration = _time(run, args, kwargs) if timed else 0
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
@@ -118,15 +139,13 @@ def _time(run: Any, args: Any, kwargs: Any) -> int:
     return min(durations)
 
 
-def _dummy(leaf: Any) -> Any:
-    """A real tensor of the fake one's form; other arguments as they are."""
-    value = leaf.meta.get("val") if isinstance(leaf, fx.Node) else leaf
-    if not isinstance(value, torch.Tensor):
-        return _plain(value)
-    shape, stride = _layout(value)
-    extent = 1 + sum((s - 1) * d for s, d in zip(shape, stride, strict=True)) if all(shape) else 0
-    fill = _FILL if value.dtype.is_floating_point or value.dtype.is_complex else 0
-    return torch.full((extent,), fill, dtype=value.dtype, device=value.device).as_strided(shape, stride)
+def _dummy(form: Any) -> Any:
+    """A real tensor for a `_Form`; other arguments as they are."""
+    if not isinstance(form, _Form):
+        return form
+    extent = 1 + sum((s - 1) * d for s, d in zip(form.shape, form.strides, strict=True)) if all(form.shape) else 0
+    fill = _FILL if form.dtype.is_floating_point or form.dtype.is_complex else 0
+    return torch.full((extent,), fill, dtype=form.dtype, device=form.device).as_strided(form.shape, form.strides)
 
 
 def _cuda_devices(node: fx.Node) -> list[int]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from remat_pass import _torch_compat
+from remat_pass import _torch_compat, fusion
 from remat_pass._torch_compat import InductorSchedule
 
 aten = torch.ops.aten
@@ -97,12 +97,25 @@ def kernel_with(found: InductorSchedule, op: str) -> int:
     return next(k for k, names in enumerate(found.kernels) if op in names)
 
 
-def test_a_loop_does_not_pass_a_library_call_to_one_that_loads_the_same() -> None:
-    """As Inductor would have it: what is computed behind the call would be there before it."""
-    module = trace(lambda x, w: [x.sin() @ w, x.cos() @ w], (64, 64), (64, 64))
-    assert kernel_with(schedule(module), "cos") == kernel_with(schedule(module), "sin")
-    kept = schedule(module, inductor_choices_class=_torch_compat.order_keeping_choices)
-    assert kernel_with(kept, "sin") < kernel_with(kept, "mm") < kernel_with(kept, "cos")
+def test_a_loop_passes_few_library_calls_to_one_that_loads_the_same() -> None:
+    """Inductor would let it pass more: what is computed far behind would be there before all of them."""
+    apart = _torch_compat.CALLS_APART
+    assert apart == fusion._CALLS_APART
+
+    def with_calls(count: int) -> fx.GraphModule:
+        def run(x: Tensor, w: Tensor) -> list[Tensor]:
+            product = x.sin()
+            for _ in range(count):
+                product = product @ w
+            return [product, x.cos() @ w]
+
+        return trace(run, (64, 64), (64, 64))
+
+    for count, together in ((apart, True), (apart + 1, False)):
+        found = schedule(with_calls(count))
+        assert kernel_with(found, "cos") == kernel_with(found, "sin")
+        kept = schedule(with_calls(count), inductor_choices_class=_torch_compat.order_keeping_choices)
+        assert (kernel_with(kept, "cos") == kernel_with(kept, "sin")) is together
 
 
 def test_loops_up_to_a_library_call_are_one_function_in_cpp() -> None:

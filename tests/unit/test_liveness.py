@@ -5,6 +5,9 @@ their last use, or live on into backward; gradients die at their last use; works
 other graphs are left out; inputs are counted; a value dies one step early or late.
 """
 
+import pytest
+
+from remat_pass import fusion
 from remat_pass.liveness import Liveness, simulate
 from remat_pass.problem import Kind, RematPlan, RematProblem
 from remat_pass.schedule import decide, lay_out, program_of
@@ -338,12 +341,18 @@ def test_a_kernel_that_loads_the_same_value_is_hoisted_to_the_earlier_one() -> N
     assert alive(loads_twice(Kind.REDUCTION, late_mib=4), "") == [4, 14, 10, 10, 11, 1, 2]
 
 
-def test_a_library_call_keeps_kernels_that_load_the_same_value_apart() -> None:
+def test_kernels_that_load_the_same_value_meet_over_few_library_calls_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    #                                                          mm early+late between late out t g
+    assert alive(loads_twice(Kind.EXTERN, late_mib=4), "") == [4, 12, 10, 10, 11, 1, 2]
+    monkeypatch.setattr(fusion, "_CALLS_APART", 0)
     #                                                          mm early between late out t g
     assert alive(loads_twice(Kind.EXTERN, late_mib=4), "") == [4, 8, 10, 14, 11, 1, 2]
 
 
-def test_a_reduction_passes_a_library_call_to_the_kernel_that_writes_what_it_reads() -> None:
+def test_a_reduction_passes_any_library_call_to_the_kernel_that_writes_what_it_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fusion, "_CALLS_APART", 0)
     #                                                                     mm early+late between late out t g
     assert alive(loads_twice(Kind.EXTERN, late_mib=1, late="early"), "") == [4, 5, 7, 7, 8, 1, 2]
 

@@ -171,6 +171,8 @@ def _ours(rows: Iterable[Row]) -> list[Row]:
 
 def _planned(row: Row) -> dict[str, Any]:
     assert row.plan is not None
+    if "predicted_step_ns" not in row.plan:
+        raise ValueError(f"{row.title} of {row.setting} was measured before predictions were recorded; measure it anew")
     return row.plan
 
 

@@ -80,3 +80,9 @@ def test_goals_say_what_is_met() -> None:
         "compile time <= 1.15x the knob's (median)": False,
         "analysis, planning and loop <= 10% of compile time (median)": True,
     }
+
+
+def test_rows_without_predictions_are_refused() -> None:
+    (old,) = (replace(row, plan={"predicted_peak_bytes": 1}) for row in ROWS if row.point == "none")
+    with pytest.raises(ValueError, match=r"remat none of tiny, fp32, cpu was measured before .*; measure it anew"):
+        accuracy.peak_errors([old])

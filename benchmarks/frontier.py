@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.contest import figures, markdown, readme, results
 from benchmarks.contest.allocators import allocators_for
-from benchmarks.contest.campaign import Run, measure
+from benchmarks.contest.campaign import Run, measure, positive
 from benchmarks.contest.contestants import CONTESTANTS
 from benchmarks.contest.driver import Pace
 from benchmarks.contest.jax_rows import JAX
@@ -121,9 +121,9 @@ def _parse_arguments() -> argparse.Namespace:
     add("--models", nargs="+", choices=list(MODELS), metavar="MODEL", help=f"of {', '.join(MODELS)}")
     add("--contestants", nargs="+", choices=[*CONTESTANTS, JAX], metavar="NAME", help="of those in contestants.py")
     add("--precision", nargs="+", choices=("fp32", "bf16"))
-    add("--points", type=_positive, help="at most so many settings of each contestant, spread evenly")
-    add("--rounds", type=_positive, help=f"timed steps of each point (default: {_ROUNDS})")
-    add("--alive", type=_positive, help=f"workers at a time, the anchor included (default: {Pace().alive})")
+    add("--points", type=positive, help="at most so many settings of each contestant, spread evenly")
+    add("--rounds", type=positive, help=f"timed steps of each point (default: {_ROUNDS})")
+    add("--alive", type=positive, help=f"workers at a time, the anchor included (default: {Pace().alive})")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--only-caching", action="store_true", help="leave out the times under the default allocator, as --quick does")
     lowering = parser.add_mutually_exclusive_group()
@@ -137,13 +137,6 @@ def _parse_arguments() -> argparse.Namespace:
     if not (arguments.quick or arguments.full or arguments.paste):
         parser.error("say --quick, --full or --paste")
     return arguments
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: at least 1 is needed")
-    return value
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.prediction                                     # everything, hours on 2 cores
     python -m benchmarks.prediction --models gpt2 --no-gpu-lowering     # part of it; other rows stay in the results
-    python -m benchmarks.prediction --rows benchmarks/results/frontier_cpu.json     # of what was measured before
+    python -m benchmarks.prediction --rows benchmarks/results/frontier_quick.json   # of what was measured before
 
 Rows are made as `benchmarks.frontier` makes them: on the CPU for a third of the models, and for all of them from the
 rig for GPU code without a GPU, where peaks are counted. Each model runs without a budget and at four, and PyTorch's
@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.contest import accuracy, markdown, results
 from benchmarks.contest.allocators import allocators_for
-from benchmarks.contest.campaign import Run, measure
+from benchmarks.contest.campaign import Run, measure, positive
 from benchmarks.contest.contestants import CONTESTANTS, LEAST_BYTES, Contestant, Point
 from benchmarks.contest.driver import Pace
 from benchmarks.contest.models import MODELS
@@ -156,7 +156,7 @@ def _parse_arguments() -> argparse.Namespace:
     add: Any = parser.add_argument
     add("--models", nargs="+", choices=list(MODELS), metavar="MODEL", help=f"of {', '.join(MODELS)}; on the CPU, too")
     add("--precision", nargs="+", choices=("fp32", "bf16"), default=("fp32", "bf16"))
-    add("--rounds", type=int, default=10, help="timed steps of each point")
+    add("--rounds", type=positive, default=10, help="timed steps of each point")
     lowering = parser.add_mutually_exclusive_group()
     lowering.add_argument("--no-gpu-lowering", action="store_true", help="leave out the rig for GPU code")
     lowering.add_argument("--only-gpu-lowering", action="store_true", help="nothing but the rig for GPU code")

@@ -1,15 +1,17 @@
 """How true our predictions are, from rows: peak, slowdown, what no budget costs, and compile time; torch-free."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from scipy.stats import spearmanr
 
 from benchmarks.contest.goals import Goal
 from benchmarks.contest.results import MEASURED, Row
-from benchmarks.contest.tasks import ANCHOR, GPU_LOWERING, KNOB, OURS, Setting
+from benchmarks.contest.tasks import ANCHOR, GPU_LOWERING, KNOB, OURS
+
+_Key = TypeVar("_Key")
 
 NO_BUDGET = "none"
 """The point of our backend without a budget."""
@@ -72,7 +74,7 @@ def peak_errors(rows: Iterable[Row]) -> list[PeakError]:
 def slowdown_errors(rows: Sequence[Row], allocator: str) -> list[SlowdownError]:
     """Of every timed point of ours with a budget; what comes from the rig is modelled, and not compared."""
     found = []
-    for setting, ours in _by_setting(_ours(rows)).items():
+    for setting, ours in _grouped(_ours(rows), lambda row: row.setting).items():
         base = next((_ratio(row, allocator) for row in ours if row.point == NO_BUDGET), None)
         for row in ours:
             ratio = _ratio(row, allocator)
@@ -103,7 +105,7 @@ def without_budget(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
 def compile_times(rows: Sequence[Row]) -> list[CompileTime]:
     """Ours without a budget beside the anchor, and at each point of the knob, the one whose peak is nearest to it."""
     found = [CompileTime(*pair) for pair in without_budget(rows) if pair[0].compile_seconds]
-    for ours in _by_setting(_ours(rows)).values():
+    for ours in _grouped(_ours(rows), lambda row: row.setting).values():
         budgeted = [row for row in ours if row.point != NO_BUDGET and row.compile_seconds]
         for theirs in rows:
             is_knob = theirs.family == KNOB and theirs.peak_bytes and theirs.compile_seconds
@@ -115,7 +117,7 @@ def compile_times(rows: Sequence[Row]) -> list[CompileTime]:
 def goals(rows: Sequence[Row], allocator: str) -> list[Goal]:
     """What is asked of predictions, and whether it is so."""
     found: list[Goal] = []
-    for (target, precision), some in _by_target(rows).items():
+    for (target, precision), some in _grouped(rows, lambda row: (row.target, row.precision)).items():
         where = f"{target}, {precision}"
         errors = peak_errors(some)
         if errors:
@@ -176,17 +178,10 @@ def _planned(row: Row) -> dict[str, Any]:
     return row.plan
 
 
-def _by_setting(rows: Iterable[Row]) -> dict[Setting, list[Row]]:
-    found: dict[Setting, list[Row]] = {}
+def _grouped(rows: Iterable[Row], key: Callable[[Row], _Key]) -> dict[_Key, list[Row]]:
+    found: dict[_Key, list[Row]] = {}
     for row in rows:
-        found.setdefault(row.setting, []).append(row)
-    return found
-
-
-def _by_target(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
-    found: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        found.setdefault((row.target, row.precision), []).append(row)
+        found.setdefault(key(row), []).append(row)
     return found
 
 

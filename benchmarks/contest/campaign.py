@@ -4,6 +4,7 @@ Rows go to a journal as they are made, in a folder beside the results, so the sa
 it. What becomes of the rows is for whoever runs it.
 """
 
+import argparse
 import datetime
 import hashlib
 import json
@@ -80,6 +81,14 @@ def measure(run: Run, write: Write) -> None:
             for model in run.models:
                 jax_rows(model, journal, display, timeout_seconds=run.pace.compile_timeout_seconds)
                 write(meta, merge(journal.rows))
+
+
+def positive(text: str) -> int:
+    """For command lines: a number of rounds, points or workers."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1 is needed")
+    return value
 
 
 def _measure_setting(run: Run, setting: Setting, journal: Journal, scratch: Path, display: Display) -> None:

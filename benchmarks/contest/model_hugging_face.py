@@ -139,16 +139,8 @@ def t5_blocks(module: nn.Module) -> list[nn.Module]:
 
 def llama(*, layers: int, width: int, hidden: int, heads: int, context: int, vocabulary: int) -> nn.Module:
     """Llama with its next-token loss; two query heads share a key."""
-    config = transformers.LlamaConfig(
-        hidden_size=width,
-        intermediate_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads // 2,
-        max_position_embeddings=context,
-        vocab_size=vocabulary,
-        use_cache=False,
-    )
+    config = _llama_config(layers, width, hidden, heads, vocabulary)
+    config.num_key_value_heads, config.max_position_embeddings = heads // 2, context
     return WithLoss(transformers.LlamaForCausalLM(config), "ForCausalLM").train()
 
 
@@ -158,7 +150,12 @@ def llama_blocks(module: nn.Module) -> list[nn.Module]:
 
 def deep_llama(*, layers: int, width: int, hidden: int, heads: int, vocabulary: int) -> nn.Module:
     """Llama without a head: the reproducer of pytorch#197838 at 32 layers, width 256, hidden 688."""
-    config = transformers.LlamaConfig(
+    config = _llama_config(layers, width, hidden, heads, vocabulary)
+    return SummedHiddenState(transformers.LlamaModel(config)).train()
+
+
+def _llama_config(layers: int, width: int, hidden: int, heads: int, vocabulary: int) -> transformers.LlamaConfig:
+    return transformers.LlamaConfig(
         hidden_size=width,
         intermediate_size=hidden,
         num_hidden_layers=layers,
@@ -167,7 +164,6 @@ def deep_llama(*, layers: int, width: int, hidden: int, heads: int, vocabulary: 
         vocab_size=vocabulary,
         use_cache=False,
     )
-    return SummedHiddenState(transformers.LlamaModel(config)).train()
 
 
 def deep_llama_blocks(module: nn.Module) -> list[nn.Module]:

@@ -1,22 +1,38 @@
-"""The order of backward: what waits for a later reader steps aside for what frees memory now.
+"""The order of a step: what waits for a later reader steps aside for what frees memory now.
 
-Autograd computes the gradient of a layer's input before that of its weight:
+*Backward* is put in late order before planning. Autograd computes the gradient of a layer's input before that of its
+weight:
 
     dy ──► dx ──► (next layer)          dx  dw           dy, dx and x are alive while dw runs
     dy, x ──► dw                        dw  dx           dy and x are, then dy and dx
 
 A backward value that reads nothing of forward *sinks* towards its first reader, over the steps in between, as far as
 all that it reads is in use there anyway. It then keeps nothing alive for longer than before and is itself alive for
-less: op by op, no more is alive while any step runs than was, whatever is saved or recomputed. Recomputed values gain
-most: what dw needs of forward is computed when dx does not exist yet. Where the lowering fuses, order is a proposal
-that it may change, and its schedule decides.
+less. It sinks all the way if what it keeps alive for longer is smaller than itself, and no larger than what the reader
+creates, beside which that is not alive:
+
+    dy ──► dh1 ──► dx1          dh1  dh2  dx1  dx2        both large dh are alive at once
+    dy ──► dh2 ──► dx2          dh1  dx1  dh2  dx2        one after the other, and dy for longer
+
+Op by op, the peak is no higher than it was, whatever is saved or recomputed. Recomputed values gain most: what dw needs
+of forward is computed when dx does not exist yet. Where the lowering fuses, order is a proposal that it may change, and
+its schedule decides.
+
+*Forward* may run depth first: each value right before the first that reads it and needs it next.
+
+    u1 = up(x)   u2 = up(x)   d1 = down(u1)   d2 = down(u2)   d1 + d2         both large u are alive at once
+    u1  d1  u2  d2  d1 + d2                                                   one after the other
+
+That frees early where branches come back together, and may as well keep more alive. So it is tried, not preferred.
 
 What has an effect stays where it is, and nothing passes it; draws stay in turn, and ops with several outputs with their
 parts.
 """
 
 from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from remat_pass.problem import Kind, RematProblem
 
@@ -44,11 +60,17 @@ def late_order(problem: RematProblem) -> tuple[int, ...]:
         here = position[v]
         # An effect does not move, so its position is its index.
         barrier = effects[k] if (k := bisect_left(effects, here)) < len(effects) else len(order)
-        behind = min([barrier, *(position[r] for r in problem.readers[v])]) - 1
-        for storage in uses.read_by[v] - uses.returned:
-            behind = min(behind, max((position[u] for u in uses.users[storage] if u != v), default=here))
-        step = problem.values[order[behind]]
-        if behind <= here or problem.values[v].workspace_bytes > step.workspace_bytes:
+        limit = min([barrier, *(position[r] for r in problem.readers[v])])
+        ends = {
+            storage: max((position[u] for u in uses.users[storage] if u != v), default=here)
+            for storage in uses.read_by[v] - uses.returned
+        }
+        behind = limit - 1
+        if not _gains_by_waiting(problem, v, order, limit, ends):
+            behind = min([behind, *ends.values()])
+            if problem.values[v].workspace_bytes > problem.values[order[behind]].workspace_bytes:
+                continue
+        if behind <= here:
             continue
         behind = _behind_parts(problem, order, behind)
         order[here:behind] = order[here + 1 : behind + 1]
@@ -56,6 +78,39 @@ def late_order(problem: RematProblem) -> tuple[int, ...]:
         for p in range(here, behind + 1):
             position[order[p]] = p
     return tuple(order)
+
+
+def run_depth_first(problem: RematProblem, steps: Sequence[int]) -> list[int]:
+    """Steps of forward, given in an execution order, in that of the module docstring."""
+    order: list[int] = []
+    free: list[int] = []
+    """What may move: the steps since the last effect."""
+    for v in steps:
+        value = problem.values[v]
+        if value.has_effect or (value.kind is Kind.PART and problem.values[value.reads[0]].has_effect):
+            order += [*_depth_first(problem, free), v]
+            free = []
+        else:
+            free.append(v)
+    return order + _depth_first(problem, free)
+
+
+def _depth_first(problem: RematProblem, steps: Sequence[int]) -> list[int]:
+    """What none of the steps reads, in the given order, and each behind what it needs."""
+    within = set(steps)
+    turn = {later: draw for draw, later in pairwise(v for v in steps if problem.values[v].kind is Kind.RANDOM)}
+    order: dict[int, None] = {}
+    for last in steps:
+        pending = [] if within.intersection(problem.readers[last]) else [last]
+        while pending:
+            v = pending[-1]
+            first = [r for r in (*problem.values[v].reads, turn.get(v)) if r in within and r not in order]
+            if first and v not in order:
+                pending += reversed(first)
+            else:
+                order |= dict.fromkeys((v, *(part for part in problem.parts.get(v, ()) if part in within)))
+                pending.pop()
+    return list(order)
 
 
 def reorder(problem: RematProblem, order: tuple[int, ...]) -> RematProblem:
@@ -78,6 +133,28 @@ def _may_move(problem: RematProblem, v: int, storages: frozenset[int]) -> bool:
     is_op = value.needs_tangent and value.kind not in (Kind.TANGENT, Kind.PART, Kind.RANDOM) and v not in problem.parts
     of_backward = all(problem.values[s].needs_tangent for s in storages)
     return is_op and of_backward and not value.has_effect and bool(problem.readers[v])
+
+
+def _gains_by_waiting(problem: RematProblem, v: int, order: Sequence[int], limit: int, ends: Mapping[int, int]) -> bool:
+    """Whether a value may run right before a position although it keeps some storages alive for longer.
+
+    Args:
+        problem: The graph.
+        v: The value.
+        order: All values.
+        limit: The position, behind that of the value.
+        ends: For each storage that the value reads the position of the last other step that uses it.
+    """
+    value, size = problem.values[v], problem.size_bytes
+    on_the_way = sum(int(size[s]) for s, end in ends.items() if end < limit - 1)
+    at_last = sum(int(size[s]) for s, end in ends.items() if end < limit)
+    while limit < len(order) and problem.values[order[limit]].kind is Kind.VIEW:
+        limit += 1
+    if limit == len(order):
+        return False
+    reader = problem.values[order[limit]]
+    room = reader.size.hint + reader.workspace_bytes
+    return on_the_way < value.size.hint and at_last + value.workspace_bytes <= room
 
 
 def _behind_parts(problem: RematProblem, order: list[int], behind: int) -> int:

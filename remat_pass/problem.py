@@ -222,8 +222,8 @@ class RematProblem:
         return tuple(i for i, v in enumerate(self.values) if not v.needs_tangent)
 
     @cached_property
-    def forward_layouts(self) -> dict[tuple[int, ...], tuple[int, ...]]:
-        """Steps of forward that `schedule` has worked out, by what it runs beside what it must."""
+    def forward_layouts(self) -> dict[tuple[tuple[int, ...], bool], tuple[int, ...]]:
+        """Steps of forward that `schedule` has worked out, by what it runs beside what it must, and their order."""
         return {}
 
     @cached_property

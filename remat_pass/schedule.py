@@ -4,7 +4,8 @@ A decision is a set of values to *keep*: backward walks from what it reads towar
 values (these are saved) and recomputes the rest. Any set is feasible: a value that cannot be recomputed is saved
 even if it is not in the set, one that cannot be saved is recomputed.
 
-    forward    everything that outputs, effects and saved values need, in joint-graph order
+    forward    everything that outputs, effects and saved values need, in joint-graph order or *depth first*
+               (`order.run_depth_first`)
     backward   the backward values in joint-graph order; before each, what it needs and nobody has computed yet,
                in joint-graph order, the parts of an op right behind it
 
@@ -23,6 +24,7 @@ from itertools import chain, pairwise
 
 import numpy as np
 
+from remat_pass.order import run_depth_first
 from remat_pass.problem import CopyId, Kind, RematPlan, RematProblem, Run
 
 
@@ -39,6 +41,8 @@ class Decisions:
 
     What cannot be recomputed stays, and so do random values: torch can repeat a draw once.
     """
+    depth_first: bool
+    """Whether forward runs depth first instead of in joint-graph order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +89,11 @@ class Program:
 
 
 def decide(
-    problem: RematProblem, keep: Collection[int], forgotten: Mapping[int, frozenset[int]] | None = None
+    problem: RematProblem,
+    keep: Collection[int],
+    forgotten: Mapping[int, frozenset[int]] | None = None,
+    *,
+    depth_first: bool = False,
 ) -> Decisions:
     """Settle what is saved and what is recomputed if the values of `keep` are not to be recomputed."""
     values, inputs = problem.values, problem.inputs
@@ -105,7 +113,7 @@ def decide(
         else:
             recomputed.append(i)
         needed.update(value.reads)
-    return Decisions(tuple(reversed(saved)), tuple(reversed(recomputed)), forgotten or {})
+    return Decisions(tuple(reversed(saved)), tuple(reversed(recomputed)), forgotten or {}, depth_first)
 
 
 def lay_out(problem: RematProblem, decisions: Decisions) -> Program:
@@ -235,12 +243,12 @@ def _forward(problem: RematProblem, decisions: Decisions) -> tuple[int, ...]:
     """Steps of forward."""
     must = problem.runs_in_forward
     more = tuple(s for s in decisions.saved if not must[s] and s not in problem.inputs)
-    known = problem.forward_layouts
-    if more not in known:
+    known, key = problem.forward_layouts, (more, decisions.depth_first)
+    if key not in known:
         needed = _moved_to_forward(problem, more)
-        order = (i for i in problem.forward_values if (must[i] or i in needed) and i not in problem.inputs)
-        known[more] = tuple(order)
-    return known[more]
+        steps = [i for i in problem.forward_values if (must[i] or i in needed) and i not in problem.inputs]
+        known[key] = tuple(run_depth_first(problem, steps) if decisions.depth_first else steps)
+    return known[key]
 
 
 def _moved_to_forward(problem: RematProblem, saved: Iterable[int]) -> set[int]:

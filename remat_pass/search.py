@@ -27,13 +27,19 @@ class Proposal:
 
     keep: frozenset[int]
     forgotten: dict[int, frozenset[int]] = field(default_factory=dict)
+    depth_first: bool = False
+    """Order of forward (`Decisions.depth_first`)."""
+
+    def decisions(self, problem: RematProblem) -> Decisions:
+        """What follows from it."""
+        return decide(problem, self.keep, self.forgotten, depth_first=self.depth_first)
 
     def saving(self, values: frozenset[int]) -> "Proposal":
         """The same with more values kept, to the end."""
         forgotten = self.forgotten
         if any(not values.isdisjoint(gone) for gone in forgotten.values()):
             forgotten = {reader: gone - values for reader, gone in forgotten.items()}
-        return Proposal(self.keep | values, forgotten)
+        return Proposal(self.keep | values, forgotten, self.depth_first)
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,14 @@ class Candidate:
     proposal: Proposal
     peak_bytes: int
     recompute_ns: int
+    peaks_in_forward: bool
+    """Whether more is alive at some step of forward than ever in backward."""
     problem: RematProblem = field(repr=False, compare=False)
 
     @cached_property
     def decisions(self) -> Decisions:
         """What it saves and recomputes."""
-        return decide(self.problem, self.proposal.keep, self.proposal.forgotten)
+        return self.proposal.decisions(self.problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +71,21 @@ class Simulated:
 
 def evaluate(problem: RematProblem, proposal: Proposal, decisions: Decisions | None = None) -> Simulated:
     """Judge one proposal; its decisions are worked out if they are not known."""
-    decisions = decisions or decide(problem, proposal.keep, proposal.forgotten)
+    decisions = decisions or proposal.decisions(problem)
     program = lay_out(problem, decisions)
     liveness = simulate(problem, program)
     recompute_ns = added_ns(problem, (program.values[p] for p in program.saved), repeats(program))
-    return Simulated(Candidate(proposal, liveness.peak_bytes, recompute_ns, problem), decisions, program, liveness)
+    in_backward = int(liveness.alive_bytes[program.forward_end :].max(initial=0))
+    candidate = Candidate(proposal, liveness.peak_bytes, recompute_ns, in_backward < liveness.peak_bytes, problem)
+    return Simulated(candidate, decisions, program, liveness)
 
 
 class Search:
     """Candidates seen so far."""
 
-    def __init__(self, problem: RematProblem, *, honour_wishes: bool) -> None:
+    def __init__(self, problem: RematProblem, *, honour_wishes: bool, depth_first: bool = False) -> None:
         self.problem = problem
+        self._depth_first = depth_first
         wishes = [(i, v.wish) for i, v in enumerate(problem.values) if v.wish and honour_wishes]
         self._wish_save = frozenset(i for i, wish in wishes if wish == "save")
         self._wish_recompute = frozenset(i for i, wish in wishes if wish == "recompute")
@@ -96,7 +107,7 @@ class Search:
     def add(self, proposal: Proposal) -> Simulated:
         """Judge a proposal, as changed by what the user wishes; without effort."""
         proposal = self._as_wished(proposal)
-        decisions = decide(self.problem, proposal.keep, proposal.forgotten)
+        decisions = proposal.decisions(self.problem)
         key = _key(decisions)
         return self._kept.get(key) or self._simulate(proposal, decisions, key)
 
@@ -105,7 +116,7 @@ class Search:
         if not self.trials:
             return None
         proposal = self._as_wished(proposal)
-        decisions = decide(self.problem, proposal.keep, proposal.forgotten)
+        decisions = proposal.decisions(self.problem)
         key = _key(decisions)
         return None if key in self._seen else self._paid(self._simulate(proposal, decisions, key))
 
@@ -118,11 +129,7 @@ class Search:
 
     def frontier(self) -> tuple[Candidate, ...]:
         """The best so far, by falling peak and rising time."""
-        best: list[Candidate] = []
-        for candidate in sorted(self._candidates, key=lambda c: (c.recompute_ns, c.peak_bytes)):
-            if not best or candidate.peak_bytes < best[-1].peak_bytes:
-                best.append(candidate)
-        return tuple(best)
+        return undominated(self._candidates)
 
     def _paid(self, simulated: Simulated) -> Simulated:
         self._effort -= self._cost(len(simulated.program.values))
@@ -133,7 +140,7 @@ class Search:
 
     def _as_wished(self, proposal: Proposal) -> Proposal:
         saving = proposal.saving(self._wish_save) if self._wish_save else proposal
-        return Proposal(saving.keep - self._wish_recompute, saving.forgotten)
+        return Proposal(saving.keep - self._wish_recompute, saving.forgotten, self._depth_first)
 
     def _simulate(self, proposal: Proposal, decisions: Decisions, key: object) -> Simulated:
         simulated = evaluate(self.problem, proposal, decisions)
@@ -145,6 +152,15 @@ class Search:
         while self._room < 0:
             self._room += len(self._kept.pop(next(iter(self._kept))).program.values)
         return simulated
+
+
+def undominated(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """The best of the candidates, by falling peak and rising time; of equal ones the first."""
+    best: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda c: (c.recompute_ns, c.peak_bytes)):
+        if not best or candidate.peak_bytes < best[-1].peak_bytes:
+            best.append(candidate)
+    return tuple(best)
 
 
 def _key(decisions: Decisions) -> object:

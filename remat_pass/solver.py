@@ -8,6 +8,8 @@
     4. filling   what a candidate runs again stays alive instead, where there is room below a limit (`fill`)
     5. changes   on small graphs, single changes of every candidate on the frontier
 
+Where the peak of some candidate is in forward, all of it is done once more with forward running depth first.
+
 Every candidate is judged by the peak of its own schedule (`schedule`, `liveness`), never by a sum of bytes. Candidates
 do not depend on the budget, so a smaller budget chooses from a subset: the peak never rises when the budget falls. Ties
 are broken by peak, then by order of generation; nothing depends on the order of a set.
@@ -15,6 +17,7 @@ are broken by peak, then by order of generation; nothing depends on the order of
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -26,7 +29,7 @@ from remat_pass.garbage import collection_paused
 from remat_pass.mincut import cheapest_saved_sets
 from remat_pass.problem import RematProblem
 from remat_pass.schedule import Program
-from remat_pass.search import Candidate, Proposal, Search, Simulated
+from remat_pass.search import Candidate, Proposal, Search, Simulated, undominated
 from remat_pass.waists import (
     Blocks,
     cheap_to_repeat,
@@ -64,21 +67,25 @@ def frontier(
     """
     small = contract(problem)
     within = {v: i for i, v in enumerate(small.original)}
-    found = _frontier(
-        small.problem, [frozenset(within[v] for v in keep if v in within) for keep in extra], honour_wishes
-    )
-    return tuple(Candidate(_expanded(small, c.proposal), c.peak_bytes, c.recompute_ns, problem) for c in found)
+    also = [frozenset(within[v] for v in keep if v in within) for keep in extra]
+    found = _explored(small.problem, also, honour_wishes)
+    if any(c.peaks_in_forward for c in found):
+        found = undominated([*found, *_explored(small.problem, also, honour_wishes, depth_first=True)])
+    return tuple(replace(c, proposal=_expanded(small, c.proposal), problem=problem) for c in found)
 
 
 def _expanded(small: Contracted, proposal: Proposal) -> Proposal:
     forgotten = {
         small.original[reader]: small.expand(values, with_views=True) for reader, values in proposal.forgotten.items()
     }
-    return Proposal(small.expand(proposal.keep), forgotten)
+    return Proposal(small.expand(proposal.keep), forgotten, proposal.depth_first)
 
 
-def _frontier(problem: RematProblem, extra: list[frozenset[int]], honour_wishes: bool) -> tuple[Candidate, ...]:
-    search = Search(problem, honour_wishes=honour_wishes)
+def _explored(
+    problem: RematProblem, extra: list[frozenset[int]], honour_wishes: bool, *, depth_first: bool = False
+) -> tuple[Candidate, ...]:
+    """The frontier of one order of forward."""
+    search = Search(problem, honour_wishes=honour_wishes, depth_first=depth_first)
     prices = _prices(problem)
     everything = _everything(problem)
     for keep in (everything, *extra, *cheapest_saved_sets(problem, prices, honour_wishes=honour_wishes)):

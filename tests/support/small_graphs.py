@@ -246,6 +246,20 @@ class Diamond(nn.Module):
         return torch.tanh(self.head(joined)).sum()
 
 
+class Breadth(nn.Module):
+    """Branches that widen, written as list comprehensions: all are wide before the first is narrow again."""
+
+    def __init__(self, branches: int, width: int) -> None:
+        super().__init__()
+        self.widen = nn.ModuleList(nn.Linear(width, 4 * width) for _ in range(branches))
+        self.narrow = nn.ModuleList(nn.Linear(4 * width, width) for _ in range(branches))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = [F.gelu(layer(x)) for layer in self.widen]
+        narrow = [layer(h) for layer, h in zip(self.narrow, wide, strict=True)]
+        return torch.tanh(torch.stack(narrow).sum(0)).sum()
+
+
 class TwoLosses(nn.Module):
     """One trunk, two heads: backward starts from two tangents."""
 
@@ -456,5 +470,6 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]
     "dense, 4": (lambda: Dense(4, 64), _rows(64)),
     "tokens": (lambda: Tokens(1024, 64), _token_ids),
     "dropout, 3": (lambda: Dropped(3, 64), _rows(64)),
+    "branches in lists, 4": (lambda: Breadth(4, 64), _rows(64)),
     "mixture of experts": (lambda: Mixture(4, 64), _rows(64)),
 }

@@ -1,13 +1,17 @@
-"""Backward in late order.
+"""Backward in late order, and forward depth first.
 
 Mutants these tests kill: what reads forward moves, too; a value passes its first reader, an effect, or the last other
-use of what it reads; parts leave their op; a step of large workspace lands where much is alive.
+use of what it reads though that is no smaller than itself, or larger than what the reader creates; parts leave their
+op; a step of large workspace lands where much is alive; depth first, something passes an effect or another draw.
 """
 
+import pytest
+
 from remat_pass.liveness import simulate
-from remat_pass.order import late_order, reorder
+from remat_pass.order import late_order, reorder, run_depth_first
 from remat_pass.problem import Kind, RematProblem
 from remat_pass.schedule import decide, lay_out
+from remat_pass.solver import frontier
 from tests.support.problems import MIB, Draft, keep
 
 
@@ -79,6 +83,110 @@ def test_a_value_stays_with_the_last_use_of_what_it_reads() -> None:
     draft.backward("dx", "dh")
     # Behind db nothing but dh itself would keep t alive.
     assert late(draft.build(outputs="y", gradients="db dx")) == "t dw dh db dx"
+
+
+def branches(wide: int, narrow: int, *, workspace: int = 0) -> Draft:
+    """Two layers that read one gradient of 2 MiB, both before the first of their own gradients is read."""
+    draft = Draft()
+    draft.input("w", static=True)
+    draft.op("y", "w")
+    draft.tangent("t", 2)
+    draft.backward("dh1", "t w", wide)
+    draft.backward("dh2", "t w", wide, workspace_bytes=workspace * MIB)
+    draft.backward("dx1", "dh1", narrow)
+    draft.backward("dx2", "dh2", narrow)
+    return draft
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "workspace", "expected"),
+    [
+        (3, 2, 0, "t dh1 dx1 dh2 dx2"),
+        (2, 2, 0, "t dh2 dh1 dx1 dx2"),  # t is as large as what waits
+        (3, 1, 0, "t dh2 dh1 dx1 dx2"),  # dx2 takes less than t, which is alive beside dh2
+        (3, 3, 1, "t dh1 dx1 dh2 dx2"),
+        (3, 2, 1, "t dh2 dh1 dx1 dx2"),  # dx2 takes less than t and the workspace of dh2
+    ],
+)
+def test_a_large_value_waits_for_its_reader(wide: int, narrow: int, workspace: int, expected: str) -> None:
+    problem = branches(wide, narrow, workspace=workspace).build(outputs="y", gradients="dx1 dx2")
+    assert late(problem) == expected
+    reordered = reorder(problem, late_order(problem))
+    peaks = [simulate(p, lay_out(p, decide(p, ()))).peak_bytes for p in (problem, reordered)]
+    assert peaks[1] <= peaks[0]
+
+
+def test_a_view_waits_with_its_base() -> None:
+    draft = Draft()
+    draft.input("w", static=True)
+    draft.op("y", "w")
+    draft.tangent("t", 2)
+    for k in "12":
+        draft.backward(f"dh{k}", "t w", 3)
+        draft.view(f"v{k}", f"dh{k}", needs_tangent=True)
+    for k in "12":
+        draft.backward(f"dx{k}", f"v{k}", 2)
+    assert late(draft.build(outputs="y", gradients="dx1 dx2")) == "t dh1 v1 dx1 dh2 v2 dx2"
+
+
+def depth_first(draft: Draft, outputs: str) -> str:
+    draft.tangent("t")
+    draft.backward("d", "t")
+    problem = draft.build(outputs=outputs, gradients="d")
+    steps = [v for v in problem.forward_values if not problem.values[v].is_input]
+    return " ".join(problem.values[v].name for v in run_depth_first(problem, steps))
+
+
+def test_depth_first_a_branch_is_narrow_again_before_the_next_is_wide() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("u1", "x", 4)
+    draft.op("u2", "x", 4)
+    draft.op("d1", "u1")
+    draft.op("d2", "u2")
+    draft.op("sum", "d1 d2")
+    assert depth_first(draft, "sum u2") == "u1 d1 u2 d2 sum"
+
+
+def test_a_frontier_runs_forward_depth_first_where_that_has_a_lower_peak() -> None:
+    draft = Draft()
+    draft.input("x")
+    for k in "123":
+        draft.op(f"u{k}", "x", 4)
+    for k in "123":
+        draft.op(f"d{k}", f"u{k}")
+    draft.op("y", "d1 d2 d3")
+    draft.tangent("t")
+    for k in "321":
+        draft.backward(f"dw{k}", f"t u{k}", 0)
+    problem = draft.build(outputs="y", gradients="dw1 dw2 dw3")
+    candidates = frontier(problem)
+    assert (candidates[0].peak_bytes, candidates[0].proposal.depth_first) == (16 * MIB, False)
+    # The other two d, u3 and d3; in the order of the graph u1, u2 and u3 are all there.
+    assert (candidates[-1].peak_bytes, candidates[-1].proposal.depth_first) == (7 * MIB, True)
+
+
+def test_depth_first_nothing_passes_an_effect() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("late", "x")
+    draft.op("a", "x")
+    draft.effect("e", "a")
+    draft.op("b", "a")
+    draft.op("y", "b late")
+    assert depth_first(draft, "y") == "late a e b y"
+
+
+def test_depth_first_draws_stay_in_turn_and_parts_with_their_op() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("first", "x", kind=Kind.RANDOM)
+    draft.op("second", "x", kind=Kind.RANDOM)
+    draft.several("both", "x", {"p": 1, "q": 1})
+    draft.op("a", "second")
+    draft.op("b", "q a")
+    draft.op("y", "b first p")
+    assert depth_first(draft, "y") == "both p q first second a b y"
 
 
 def test_what_is_returned_is_there_to_the_end() -> None:

@@ -2,8 +2,8 @@
 
 The graphs are those of `tests.support.small_graphs`, op by op. Budgets are spaced evenly from the least peak that any
 plan reaches (found by brute force where there are few values, else the least of ours) to the peak of saving everything.
-The optimum is that of `remat_pass.gap`: brute force or a mixed-integer program, several copies included; where it is
-not proven in time there is a bracket between a lower bound and ours.
+The optimum is that of `remat_pass.gap`: brute force or a mixed-integer program, several copies included, with forward
+in the order of the graph; where it is not proven in time there is a bracket between a lower bound and ours.
 """
 
 import statistics
@@ -68,12 +68,13 @@ def _points(name: str, problem: RematProblem) -> Iterator[Row]:
 def _figures(problem: RematProblem, candidate: Candidate | None, limit: int) -> Row:
     """Ours and the best; a limit that none of ours fits is one that the best does, being no less than the least."""
     if candidate is None:
-        return {"ours_ns": None, "peak_bytes": None, "bound_ns": None, "optimum_ns": None, "step_ns": None}
+        return dict.fromkeys(("ours_ns", "peak_bytes", "depth_first", "bound_ns", "optimum_ns", "step_ns"))
     plan = plan_of(problem, candidate.decisions)
     gap = gap_to_optimum(problem, plan_ns(problem, plan), limit, time_limit_s=_TIME_LIMIT_S)
     return {
         "ours_ns": gap.recompute_ns,
         "peak_bytes": simulate(problem, program_of(problem, plan)).peak_bytes,
+        "depth_first": candidate.proposal.depth_first,
         "bound_ns": gap.lower_bound_ns,
         "optimum_ns": gap.optimum_ns,
         "step_ns": gap.step_ns,
@@ -121,7 +122,8 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
     where = f"{len(_graphs(rows))} graphs, {len(rows)} points"
     missing = [_point(row) for row in rows if row["ours_ns"] is None]
     over = [_point(row) for row in planned if row["peak_bytes"] > row["limit_bytes"]]
-    impossible = [_point(row) for row in proven if row["ours_ns"] < row["optimum_ns"]]
+    same_order = [row for row in proven if not row["depth_first"]]
+    impossible = [_point(row) for row in same_order if row["ours_ns"] < row["optimum_ns"]]
     larger = [
         _point(small)
         for name in _graphs(rows)
@@ -134,7 +136,7 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
         none_of("a plan wherever one exists", least, missing, len(known)),
         none_of("never over budget", where, over, len(planned)),
         none_of("never a larger peak at a smaller budget", where, larger, len(planned)),
-        none_of("never better than the optimum", where, impossible, len(proven)),
+        none_of("never better than the optimum of the same order", where, impossible, len(same_order)),
     ]
 
 

@@ -31,7 +31,7 @@ from benchmarks.contest.results import Meta, Row
 _ROOT = Path(__file__).parent.parent
 _RESULTS = _ROOT / "benchmarks" / "results"
 _QUICK_CONTESTANTS = ("eager", "inductor", "knob dp", "checkpoint eager", "checkpoint inductor", "remat")
-_ROUNDS = {"quick": 15, "full": 20}
+_ROUNDS = {"quick": 12, "full": 20}
 _TEST_MODEL = "tiny"
 
 

@@ -80,7 +80,9 @@ def copy_graph_module(module: fx.GraphModule) -> fx.GraphModule:
     copies: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
-    return make_graph_module(module, graph)
+    copy = make_graph_module(module, graph)
+    copy.meta.update(module.meta)
+    return copy
 
 
 def make_graph_module(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
@@ -389,32 +391,44 @@ def user_has_choices() -> bool:
     return config.inductor_choices_class not in (None, order_keeping_choices)
 
 
-CALLS_APART = 4
-"""How many library calls may lie between two loops that are fused for what both load; `fusion` holds to it, too."""
+_CALLS_APART = "remat_pass_calls_apart"
+
+
+def set_calls_apart(module: fx.GraphModule, count: int) -> None:
+    """Say for one graph how many library calls may lie between two loops that are fused for what both load.
+
+    Inductor's cache keys hold what is in `meta` (2.13, 2.14).
+    """
+    module.meta[_CALLS_APART] = count
 
 
 def order_keeping_choices() -> Any:
     """For `inductor_choices_class`: two loops are fused for what both load only if few library calls lie between them.
+
+    How many `set_calls_apart` says; graphs that it was not called for are left to Inductor.
 
     Inductor would run the later one where the earlier one stands. What a plan computes late, because there is no room
     for it before, would then be there early: copies of one value would meet, and what is recomputed for one layer would
     come with that for another. Close by, fusing spares loads and launches for little memory (2.13, 2.14).
     """
     from torch._inductor.choices import InductorChoices
+    from torch._inductor.virtualized import V
 
     class OrderKeepingChoices(InductorChoices):
         def __init__(self) -> None:
             self.calls: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
 
         def uuid(self) -> str:
-            return f"remat_pass: loops stay within {CALLS_APART} library calls"
+            return "remat_pass: loops stay near the library calls they stand between"
 
         def can_fuse_horizontal(self, scheduler: Any, node1: Any, node2: Any, shared_data_score: int) -> bool:  # type: ignore[override]
             if scheduler not in self.calls:
                 self.calls[scheduler] = sorted(n.min_order for n in scheduler.nodes if n.is_extern() or n.is_template())
             first, last = min(node1.min_order, node2.min_order), max(node1.max_order, node2.max_order)
             calls = self.calls[scheduler]
-            if bisect(calls, last) - bisect(calls, first) > CALLS_APART:
+            module: Any = V.graph.module
+            apart = module.meta.get(_CALLS_APART, len(calls))
+            if bisect(calls, last) - bisect(calls, first) > apart:
                 return False
             return bool(InductorChoices.can_fuse_horizontal(scheduler, node1, node2, shared_data_score))
 

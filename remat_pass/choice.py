@@ -19,7 +19,7 @@ from remat_pass.breakdown import GRADIENTS, break_down
 from remat_pass.errors import InfeasibleBudgetError
 from remat_pass.liveness import simulate
 from remat_pass.problem import RematPlan, RematProblem
-from remat_pass.schedule import added_ns, plan_of, program_of
+from remat_pass.schedule import plan_ns, plan_of, program_of
 from remat_pass.search import Candidate, Proposal, evaluate
 from remat_pass.solver import fastest_within, frontier
 from remat_pass.units import format_bytes
@@ -89,6 +89,8 @@ def choose(
     memory_budget: float | int | None,
     incumbent: IncumbentPlan | None = None,
     judge: Judge | None = None,
+    *,
+    is_last: bool = True,
 ) -> Choice:
     """Pick the plan for a budget.
 
@@ -99,6 +101,7 @@ def choose(
         memory_budget: None, a fraction of the unconstrained peak (float), or bytes (int).
         incumbent: Torch's own partition; None where there is none.
         judge: Tells the real peak of a plan; None: the simulated one is exact.
+        is_last: Whether nothing else will be tried if no plan is found: then those of least peak are judged, too.
     """
 
     def judged(candidate: Candidate) -> Judgement:
@@ -123,18 +126,19 @@ def choose(
     if budget_bytes is not None:
         limit = budget_bytes * 1000 // (1000 + problem.margin_permille)
         if unconstrained_bytes > limit:
-            chosen = _search(honouring, limit, peak_of, known)
+            chosen = _search(honouring, limit, peak_of, known, is_last=is_last)
         if chosen is None and memory_budget == 1.0 and isinstance(memory_budget, float):
             chosen = unconstrained  # the plan that defines the fraction 1.0 is not refused for its prediction error
-        chosen = chosen or _search(free, limit, peak_of, known)
-    if chosen is None:
+        chosen = chosen or _search(free, limit, peak_of, known, is_last=is_last)
+    if chosen is None and is_last:
         candidate = min((c for f in (honouring, free) for c in f[-_LAST_RESORTS:]), key=peak_of)
         least_bytes = peak_of(candidate)
     else:
-        candidate = chosen
         least = min((f[-1] for f in (honouring, free) if f), key=lambda c: c.peak_bytes)
-        chosen_bytes = unconstrained_bytes if chosen is unconstrained else peak_of(chosen)
-        least_bytes = chosen_bytes if chosen is least else min(chosen_bytes, least.peak_bytes)
+        candidate, least_bytes = chosen or least, least.peak_bytes
+        if chosen is not None:
+            chosen_bytes = unconstrained_bytes if chosen is unconstrained else peak_of(chosen)
+            least_bytes = chosen_bytes if chosen is least else min(chosen_bytes, least_bytes)
     return Choice(
         candidate=candidate,
         budget_bytes=budget_bytes,
@@ -174,24 +178,30 @@ def simulated_judge(problem: RematProblem) -> Judge:
     def judge(plan: RematPlan) -> Judgement:
         peak_bytes = simulate(problem, program_of(problem, plan)).peak_bytes
         once_ns = sum(v.recompute_ns for v in problem.values)
-        return Judgement(peak_bytes, once_ns + added_ns(problem, plan.saved(problem), plan.recomputed()))
+        return Judgement(peak_bytes, once_ns + plan_ns(problem, plan))
 
     return judge
 
 
 def _search(
-    candidates: tuple[Candidate, ...], limit: int, peak_of: Callable[[Candidate], int], known: Mapping[int, int]
+    candidates: tuple[Candidate, ...],
+    limit: int,
+    peak_of: Callable[[Candidate], int],
+    known: Mapping[int, int],
+    *,
+    is_last: bool,
 ) -> Candidate | None:
     """The fastest candidate found whose judged peak is at most the limit, or None.
 
     Each trial aims at the simulated peak that should just fit, between those of the judged peaks next to the limit. The
-    candidates of least simulated peaks are the last resort.
+    candidates of least simulated peaks are the last resort, taken only where nothing else will be tried.
 
     Args:
         candidates: By falling simulated peak and rising time.
         limit: In bytes.
         peak_of: The judged peak of a candidate.
         known: Judged peaks, by simulated ones, to begin with.
+        is_last: Whether nothing else will be tried.
     """
     judged = dict(known)
     best: Candidate | None = None
@@ -207,7 +217,7 @@ def _search(
         if peak == candidate.peak_bytes or limit * _CLOSE <= peak <= limit:
             break
     for candidate in reversed(candidates[-_LAST_RESORTS:]):
-        if best is None and peak_of(candidate) <= limit:
+        if is_last and best is None and peak_of(candidate) <= limit:
             best = candidate
     return best
 

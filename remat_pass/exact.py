@@ -26,7 +26,7 @@ import numpy as np
 
 from remat_pass.liveness import simulate
 from remat_pass.problem import RematPlan, RematProblem
-from remat_pass.schedule import added_ns, decide, plan_of, program_of
+from remat_pass.schedule import decide, plan_ns, plan_of, program_of
 from remat_pass.stage_plan import plan_retaining
 from remat_pass.stages import Game, Item, Stage, game_of
 
@@ -99,14 +99,6 @@ def judged(problem: RematProblem, plan: RematPlan | None, *, seconds: float) -> 
         return Exact(None, None, None, None, True, seconds)
     added = plan_ns(problem, plan)
     return Exact(plan, simulate(problem, program_of(problem, plan)).peak_bytes, added, added, True, seconds)
-
-
-def plan_ns(problem: RematProblem, plan: RematPlan) -> int:
-    """Time a plan adds to a step that saves everything: every run of a value but the first, and writing what is saved.
-
-    A value that forward need not run is not recomputed by running it in backward, unless it runs there twice.
-    """
-    return added_ns(problem, plan.saved(problem), plan.recomputed())
 
 
 def _least_kept(problem: RematProblem, limit_bytes: int) -> RematPlan | None:

@@ -6,7 +6,7 @@
     runs at    a kernel is fused with the one that writes what it loads, or with one that loads the same, if both run
                over the same extent. The later one is hoisted to the earlier one, if what it needs is there by then;
                its output is alive from there on. Only a reduction of what the other writes is hoisted over more than
-               a few library calls (`_torch_compat.order_keeping_choices`)
+               `RematProblem.calls_apart` library calls (`_torch_compat.order_keeping_choices`)
     overwrite  a kernel may write over a value that it alone still reads
 
 These are the rules that decide peaks; Inductor has many more. The plan that is chosen by them is checked against
@@ -28,9 +28,6 @@ from remat_pass.schedule import Program
 _FUSING_READERS = (Kind.POINTWISE, Kind.REDUCTION, Kind.VIEW, Kind.SYMBOL)
 _LOOPS = (Kind.POINTWISE, Kind.REDUCTION)
 _CALLS = (Kind.EXTERN, Kind.RANDOM)
-
-_CALLS_APART = 4
-"""Loops are hoisted over up to so many library calls (`_torch_compat.CALLS_APART`)."""
 
 _REALIZE_READS = 4
 """Inductor computes a value in each of several readers only up to this many loads (`realize_reads_threshold`)."""
@@ -145,7 +142,8 @@ def _hoisted(
     reads = np.where(met[which] > 1, which, -1).tolist()
     calls = np.flatnonzero(problem.is_kind(*_CALLS)[program.steps])
     # A loop is not hoisted before the call that is the last but so many before it.
-    behind_call = np.concatenate(([0] * (_CALLS_APART + 1), calls + 1))[np.searchsorted(calls, loops)].tolist()
+    from_start = [0] * (problem.calls_apart + 1)
+    behind_call = np.concatenate((from_start, calls + 1))[np.searchsorted(calls, loops)].tolist()
     ready_at = list(range(1, count + 1))
     runs_at = np.arange(count)
     # When the kernels run that load a storage at an extent, in order.

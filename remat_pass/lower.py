@@ -33,7 +33,7 @@ from remat_pass.report import RematReport, publish
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 5
+_FORMAT = 6
 """Of what is cached: plans and reports of another one are not used."""
 
 _collected: contextvars.ContextVar[list[RematReport] | None] = contextvars.ContextVar("remat_reports", default=None)

@@ -41,10 +41,10 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from remat_pass.exact import Exact, judged, plan_ns
+from remat_pass.exact import Exact, judged
 from remat_pass.liveness import simulate
 from remat_pass.problem import RematProblem
-from remat_pass.schedule import program_of
+from remat_pass.schedule import plan_ns, program_of
 from remat_pass.stage_plan import plan_retaining
 from remat_pass.stages import Game, game_of
 

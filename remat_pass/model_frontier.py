@@ -31,7 +31,7 @@ from remat_pass.incumbent import torch_partition
 from remat_pass.inductor_peak import inductor_judge
 from remat_pass.joint_graph import capture
 from remat_pass.options import Options, resolve_options
-from remat_pass.partition import inductor_patches
+from remat_pass.partition import inductor_patches, stricter_orders
 from remat_pass.problem import RematProblem
 from remat_pass.report import print_plainly
 from remat_pass.schedule import plan_of
@@ -239,15 +239,15 @@ def _plan(
     joint, problem, _ = analyze(captured, fuses=fuses, cost_model=options.cost_model)
     incumbent = torch_partition(captured, problem, inputs) if fuses else None
     extra = () if incumbent is None else (incumbent.keep,)
-    judge = inductor_judge(joint, problem, inductor_patches(options)) if fuses else None
-    points = _points(problem, plan_frontier(problem, extra=extra), judge, honours_tags=True)
-    if any(value.wish for value in problem.values):
-        overruling = plan_frontier(problem, extra=extra, honour_wishes=False)
-        points += [
-            point
-            for point in _points(problem, overruling, judge, honours_tags=False)
-            if point.peak_bytes < points[-1].peak_bytes
-        ]
+    points: list[FrontierPoint] = []
+    for ordered in stricter_orders(problem):
+        judge = inductor_judge(joint, ordered, inductor_patches(options)) if fuses else None
+        for honours_tags in (True, False) if any(value.wish for value in problem.values) else (True,):
+            candidates = plan_frontier(ordered, extra=extra, honour_wishes=honours_tags)
+            below = points[-1].peak_bytes if points else candidates[0].peak_bytes
+            candidates = tuple(c for c in candidates if c.peak_bytes <= below) or candidates[-1:]
+            found = _points(ordered, candidates, judge, honours_tags=honours_tags)
+            points += [point for point in found if not points or point.peak_bytes < points[-1].peak_bytes]
     return Frontier(tuple(points), problem.fingerprint, options.lowering, problem.margin_permille, problem.symbolic)
 
 

@@ -7,6 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
@@ -24,11 +25,14 @@ from remat_pass.plan_file import dump_plan, load_plan
 from remat_pass.problem import Kind, RematPlan, RematProblem
 from remat_pass.report import RematReport, explain_decisions
 from remat_pass.rewrite import Rewritten, rewrite
-from remat_pass.schedule import added_ns, plan_of
+from remat_pass.schedule import plan_ns, plan_of
 from remat_pass.units import format_bytes
 from remat_pass.verify import verify
 
 log = logging.getLogger(__name__)
+
+_FEWER_CALLS_APART = (2, 0)
+"""Where no plan fits with more: how many library calls may lie between loops that are fused for what both load."""
 
 
 def partition(
@@ -62,11 +66,10 @@ def partition(
     joint, problem, unprobed = analyze(captured, fuses=fuses, cost_model=options.cost_model)
     patches = inductor_patches(options)
     incumbent = torch_partition(captured, problem, inputs) if fuses else None
-    judge = inductor_judge(joint, problem, patches) if fuses else simulated_judge(problem)
     rival = (
         IncumbentPlan(incumbent.keep, judge_graphs(joint, incumbent.graphs, problem, patches)) if incumbent else None
     )
-    choice = choose(problem, options.memory_budget, rival, judge)
+    choice, problem, judge = _chosen(joint, problem, options.memory_budget, rival, patches)
     plan = _replayed(problem, choice, options, judge) if options.plan else _planned(problem, choice, options)
     if incumbent and choice.is_incumbent and options.plan is None:
         graphs, predicted, origin = incumbent.graphs, choice.unconstrained, "torch"
@@ -77,6 +80,32 @@ def partition(
     report = _report(joint, problem, plan, choice, graphs, predicted, options, unprobed, origin, begin)
     log.info("%s", report.headline)
     return graphs.forward, graphs.backward, report
+
+
+def _chosen(
+    joint: JointGraph,
+    problem: RematProblem,
+    memory_budget: float | int | None,
+    rival: IncumbentPlan | None,
+    patches: dict[str, Any],
+) -> tuple[Choice, RematProblem, Judge]:
+    """The plan for the budget; where none is found, loops are kept still nearer to the library calls between them."""
+    orders = stricter_orders(problem)
+    for ordered in orders:
+        judge = inductor_judge(joint, ordered, patches) if problem.fuses else simulated_judge(ordered)
+        choice = choose(ordered, memory_budget, rival, judge, is_last=ordered is orders[-1])
+        if choice.fits:
+            break
+    return choice, ordered, judge
+
+
+def stricter_orders(problem: RematProblem) -> list[RematProblem]:
+    """The problem as it is, and, where the lowering fuses, with fewer and fewer library calls between fused loops.
+
+    The first takes the fewest launches and loads, the last the least memory.
+    """
+    keeps_order = problem.fuses and not _torch_compat.user_has_choices()
+    return [problem, *(replace(problem, calls_apart=n) for n in _FEWER_CALLS_APART if keeps_order)]
 
 
 def inductor_patches(options: Options) -> dict[str, Any]:
@@ -151,7 +180,7 @@ def _report(
         margin_permille=problem.margin_permille,
         saved_bytes=sum(v.size.hint for v in saved if not v.is_input),
         saved_input_bytes=sum(v.size.hint for v in saved if v.kind is Kind.ACTIVATION_INPUT),
-        recompute_ns=added_ns(problem, plan.saved(problem), plan.recomputed()),
+        recompute_ns=plan_ns(problem, plan),
         planning_seconds=time.perf_counter() - begin,
         sizes_are_hints=problem.symbolic,
         unprobed_ops=unprobed,

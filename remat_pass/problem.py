@@ -124,6 +124,8 @@ class RematProblem:
     gradients: tuple[int, ...]
     fuses: bool = False
     """Whether the lowering fuses pointwise values into their readers (Inductor), so that they never exist."""
+    calls_apart: int = 8
+    """Over how many library calls such a lowering may move a loop to another one that loads the same."""
     margin_permille: int = 0
     """Stated prediction error of the lowering, in thousandths of the peak."""
     resident_forward_bytes: int = 0

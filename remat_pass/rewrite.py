@@ -55,6 +55,8 @@ def rewrite(joint: JointGraph, problem: RematProblem, plan: RematPlan) -> Rewrit
     forward, backward = _torch_compat.thread_rng_from_higher_order_ops(
         _torch_compat.raise_parts(forward), _torch_compat.raise_parts(backward)
     )
+    for module in (forward, backward):
+        _torch_compat.set_calls_apart(module, problem.calls_apart)
     return Rewritten(forward, backward, _claims(forward, names), _claims(backward, names))
 
 

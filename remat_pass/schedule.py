@@ -233,6 +233,14 @@ def added_ns(problem: RematProblem, saved: Iterable[int], repeats: Mapping[int, 
     return sum(values[i].save_ns for i in saved) + sum(values[i].recompute_ns * n for i, n in repeats.items())
 
 
+def plan_ns(problem: RematProblem, plan: RematPlan) -> int:
+    """Time a plan adds to a step that saves everything: every run of a value but the first, and writing what is saved.
+
+    A value that forward need not run is not recomputed by running it in backward, unless it runs there twice.
+    """
+    return added_ns(problem, plan.saved(problem), plan.recomputed())
+
+
 def repeats(program: Program) -> dict[int, int]:
     """How often values are run again: all runs but the first, wherever that is."""
     again = np.bincount(program.steps, minlength=1) - 1

@@ -13,11 +13,11 @@ from itertools import pairwise
 
 from benchmarks.contest.goals import Goal
 from benchmarks.planning.section import Row, Run, Section, Table, none_of, share
-from remat_pass.exact import least_peak_bytes, plan_ns
+from remat_pass.exact import least_peak_bytes
 from remat_pass.gap import gap_to_optimum
 from remat_pass.liveness import simulate
 from remat_pass.problem import RematProblem
-from remat_pass.schedule import plan_of, program_of
+from remat_pass.schedule import plan_ns, plan_of, program_of
 from remat_pass.search import Candidate
 from remat_pass.solver import fastest_within, frontier
 from remat_pass.stages import game_of

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from remat_pass import _torch_compat, fusion
+from remat_pass import _torch_compat
 from remat_pass._torch_compat import InductorSchedule
 
 aten = torch.ops.aten
@@ -99,23 +99,23 @@ def kernel_with(found: InductorSchedule, op: str) -> int:
 
 def test_a_loop_passes_few_library_calls_to_one_that_loads_the_same() -> None:
     """Inductor would let it pass more: what is computed far behind would be there before all of them."""
-    apart = _torch_compat.CALLS_APART
-    assert apart == fusion._CALLS_APART
 
-    def with_calls(count: int) -> fx.GraphModule:
+    def with_calls(count: int, apart: int) -> fx.GraphModule:
         def run(x: Tensor, w: Tensor) -> list[Tensor]:
             product = x.sin()
             for _ in range(count):
                 product = product @ w
             return [product, x.cos() @ w]
 
-        return trace(run, (64, 64), (64, 64))
+        module = trace(run, (64, 64), (64, 64))
+        _torch_compat.set_calls_apart(module, apart)
+        return module
 
-    for count, together in ((apart, True), (apart + 1, False)):
-        found = schedule(with_calls(count))
+    for count, apart in ((1, 0), (1, 1), (3, 2), (3, 3)):
+        found = schedule(with_calls(count, apart))
         assert kernel_with(found, "cos") == kernel_with(found, "sin")
-        kept = schedule(with_calls(count), inductor_choices_class=_torch_compat.order_keeping_choices)
-        assert (kernel_with(kept, "cos") == kernel_with(kept, "sin")) is together
+        kept = schedule(with_calls(count, apart), inductor_choices_class=_torch_compat.order_keeping_choices)
+        assert (kernel_with(kept, "cos") == kernel_with(kept, "sin")) is (count <= apart)
 
 
 def test_loops_up_to_a_library_call_are_one_function_in_cpp() -> None:

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from remat_pass.bounds import lower_bound
 from remat_pass.errors import InfeasibleBudgetError
-from remat_pass.exact import Exact, brute_force, plan_ns
+from remat_pass.exact import Exact, brute_force
 from remat_pass.liveness import simulate
 from remat_pass.milp import solve_milp
 from remat_pass.plan_file import check_plan
 from remat_pass.problem import CopyId, Kind, RematPlan, RematProblem, Run
-from remat_pass.schedule import decide, plan_of, program_of
+from remat_pass.schedule import decide, plan_ns, plan_of, program_of
 from remat_pass.solver import fastest_within, frontier
 from tests.support.random_problems import problems
 

@@ -14,12 +14,12 @@ import pytest
 
 from remat_pass.bounds import lower_bound
 from remat_pass.errors import InfeasibleBudgetError, RematError
-from remat_pass.exact import brute_force, least_peak_bytes, plan_ns
+from remat_pass.exact import brute_force, least_peak_bytes
 from remat_pass.gap import OptimalityGap, bound_by_wishes, gap_to_optimum, optimality_gap
 from remat_pass.milp import solve_milp
 from remat_pass.plan_file import check_plan
 from remat_pass.problem import RematPlan, RematProblem
-from remat_pass.schedule import plan_of
+from remat_pass.schedule import plan_ns, plan_of
 from remat_pass.solver import fastest_within, frontier
 from remat_pass.stages import game_of
 from tests.support.problems import MIB, US, Draft, backward, chain, diamond, names, residual_chain, step

@@ -5,9 +5,8 @@ their last use, or live on into backward; gradients die at their last use; works
 other graphs are left out; inputs are counted; a value dies one step early or late.
 """
 
-import pytest
+from dataclasses import replace
 
-from remat_pass import fusion
 from remat_pass.liveness import Liveness, simulate
 from remat_pass.problem import Kind, RematPlan, RematProblem
 from remat_pass.schedule import decide, lay_out, program_of
@@ -341,20 +340,17 @@ def test_a_kernel_that_loads_the_same_value_is_hoisted_to_the_earlier_one() -> N
     assert alive(loads_twice(Kind.REDUCTION, late_mib=4), "") == [4, 14, 10, 10, 11, 1, 2]
 
 
-def test_kernels_that_load_the_same_value_meet_over_few_library_calls_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_load_the_same_value_meet_over_few_library_calls_only() -> None:
     #                                                          mm early+late between late out t g
     assert alive(loads_twice(Kind.EXTERN, late_mib=4), "") == [4, 12, 10, 10, 11, 1, 2]
-    monkeypatch.setattr(fusion, "_CALLS_APART", 0)
     #                                                          mm early between late out t g
-    assert alive(loads_twice(Kind.EXTERN, late_mib=4), "") == [4, 8, 10, 14, 11, 1, 2]
+    assert alive(replace(loads_twice(Kind.EXTERN, late_mib=4), calls_apart=0), "") == [4, 8, 10, 14, 11, 1, 2]
 
 
-def test_a_reduction_passes_any_library_call_to_the_kernel_that_writes_what_it_reads(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(fusion, "_CALLS_APART", 0)
-    #                                                                     mm early+late between late out t g
-    assert alive(loads_twice(Kind.EXTERN, late_mib=1, late="early"), "") == [4, 5, 7, 7, 8, 1, 2]
+def test_a_reduction_passes_any_library_call_to_the_kernel_that_writes_what_it_reads() -> None:
+    problem = replace(loads_twice(Kind.EXTERN, late_mib=1, late="early"), calls_apart=0)
+    #                            mm early+late between out t g
+    assert alive(problem, "") == [4, 5, 7, 7, 8, 1, 2]
 
 
 def test_saved_and_returned_values_exist_where_others_fuse() -> None:

@@ -35,7 +35,6 @@ class Capture:
     def fresh_graph(self) -> fx.GraphModule:
         """A copy with what AOTAutograd reads of Dynamo: which inputs are parameters."""
         copy = _torch_compat.copy_graph_module(self.graph)
-        copy.meta.update(self.graph.meta)
         copy._param_name_to_source = self.graph._param_name_to_source
         for old, new in zip(self.graph.graph.nodes, copy.graph.nodes, strict=True):
             if old.op == "placeholder":

@@ -41,6 +41,8 @@ from remat_pass.units import format_bytes
 
 _JUDGED = 8
 """Points that are put before Inductor's scheduler."""
+_JUDGED_BELOW = 3
+"""The same, of each way to plan for less than those have: without the user's tags, or in a stricter order."""
 
 _ROWS = 24
 
@@ -130,8 +132,8 @@ def frontier(
         **kwargs: Its keyword arguments.
 
     Returns:
-        The trade-offs by falling peak. Under "eager" all that the planner found, with exact peaks; under "inductor" at
-        most eight, with peaks by Inductor's own schedules. There the backend, which searches for itself, may find a
+        The trade-offs by falling peak. Under "eager" all that the planner found, with exact peaks; under "inductor"
+        about a dozen, with peaks by Inductor's own schedules. There the backend, which searches for itself, may find a
         faster plan for the same budget, or a slower one, than the point says.
 
     Raises:
@@ -246,9 +248,11 @@ def _plan(
             candidates = plan_frontier(ordered, extra=extra, honour_wishes=honours_tags)
             below = points[-1].peak_bytes if points else candidates[0].peak_bytes
             candidates = tuple(c for c in candidates if c.peak_bytes <= below) or candidates[-1:]
+            if judge is not None:
+                candidates = _spread(candidates, _JUDGED_BELOW if points else _JUDGED)
             found = _points(ordered, candidates, judge, honours_tags=honours_tags)
             points += [point for point in found if not points or point.peak_bytes < points[-1].peak_bytes]
-    return Frontier(tuple(points), problem.fingerprint, options.lowering, problem.margin_permille, problem.symbolic)
+    return Frontier(_rising(points), problem.fingerprint, options.lowering, problem.margin_permille, problem.symbolic)
 
 
 def _points(
@@ -259,12 +263,11 @@ def _points(
     The candidate of least simulated peak is what the backend falls back to. Nothing below its judged peak is a point,
     because the backend, which tries only a few candidates, might miss it.
     """
-    chosen = candidates if judge is None else _spread(candidates, _JUDGED)
-    plans = [plan_of(problem, c.decisions) for c in chosen]
-    peaks = [c.peak_bytes for c in chosen] if judge is None else [judge(plan).peak_bytes for plan in plans]
+    plans = [plan_of(problem, c.decisions) for c in candidates]
+    peaks = [c.peak_bytes for c in candidates] if judge is None else [judge(plan).peak_bytes for plan in plans]
     points: list[FrontierPoint] = []
     best_bytes: int | None = None
-    for candidate, plan, peak_bytes in zip(chosen, plans, peaks, strict=True):
+    for candidate, plan, peak_bytes in zip(candidates, plans, peaks, strict=True):
         if peak_bytes < peaks[-1] or (best_bytes is not None and peak_bytes >= best_bytes):
             continue
         best_bytes = peak_bytes
@@ -279,6 +282,15 @@ def _points(
             )
         )
     return points
+
+
+def _rising(points: Sequence[FrontierPoint]) -> tuple[FrontierPoint, ...]:
+    """Points by falling peak without those that take no less time than one behind them."""
+    kept: list[FrontierPoint] = []
+    for point in reversed(points):
+        if not kept or point.recompute_ns < kept[-1].recompute_ns:
+            kept.append(point)
+    return tuple(reversed(kept))
 
 
 def _spread(candidates: tuple[Candidate, ...], count: int) -> tuple[Candidate, ...]:

@@ -101,7 +101,8 @@ def choose(
         memory_budget: None, a fraction of the unconstrained peak (float), or bytes (int).
         incumbent: Torch's own partition; None where there is none.
         judge: Tells the real peak of a plan; None: the simulated one is exact.
-        is_last: Whether nothing else will be tried if no plan is found: then those of least peak are judged, too.
+        is_last: Whether nothing else will be tried if no plan is found: then those of least peak are judged, too, and
+            tags give way.
     """
 
     def judged(candidate: Candidate) -> Judgement:
@@ -129,7 +130,8 @@ def choose(
             chosen = _search(honouring, limit, peak_of, known, is_last=is_last)
         if chosen is None and memory_budget == 1.0 and isinstance(memory_budget, float):
             chosen = unconstrained  # the plan that defines the fraction 1.0 is not refused for its prediction error
-        chosen = chosen or _search(free, limit, peak_of, known, is_last=is_last)
+        if is_last:
+            chosen = chosen or _search(free, limit, peak_of, known, is_last=True)
     if chosen is None and is_last:
         candidate = min((c for f in (honouring, free) for c in f[-_LAST_RESORTS:]), key=peak_of)
         least_bytes = peak_of(candidate)

@@ -235,23 +235,25 @@ def _plan(
     forward_count: int,
     static_indices: Sequence[int] | None,
 ) -> Frontier:
-    """The candidates that `choose` has for the same graph."""
+    """The candidates that the backend has for the same graph."""
     fuses = options.lowering == "inductor"
     captured = capture(module, forward_count=forward_count, static_indices=static_indices)
     joint, problem, _ = analyze(captured, fuses=fuses, cost_model=options.cost_model)
     incumbent = torch_partition(captured, problem, inputs) if fuses else None
     extra = () if incumbent is None else (incumbent.keep,)
+    orders = stricter_orders(problem)
+    ways = [(ordered, True) for ordered in orders]
+    ways += [(orders[-1], False)] if any(value.wish for value in problem.values) else []
     points: list[FrontierPoint] = []
-    for ordered in stricter_orders(problem):
+    for ordered, honours_tags in ways:
         judge = inductor_judge(joint, ordered, inductor_patches(options)) if fuses else None
-        for honours_tags in (True, False) if any(value.wish for value in problem.values) else (True,):
-            candidates = plan_frontier(ordered, extra=extra, honour_wishes=honours_tags)
-            below = points[-1].peak_bytes if points else candidates[0].peak_bytes
-            candidates = tuple(c for c in candidates if c.peak_bytes <= below) or candidates[-1:]
-            if judge is not None:
-                candidates = _spread(candidates, _JUDGED_BELOW if points else _JUDGED)
-            found = _points(ordered, candidates, judge, honours_tags=honours_tags)
-            points += [point for point in found if not points or point.peak_bytes < points[-1].peak_bytes]
+        candidates = plan_frontier(ordered, extra=extra, honour_wishes=honours_tags)
+        below = points[-1].peak_bytes if points else candidates[0].peak_bytes
+        candidates = tuple(c for c in candidates if c.peak_bytes <= below) or candidates[-1:]
+        if judge is not None:
+            candidates = _spread(candidates, _JUDGED_BELOW if points else _JUDGED)
+        found = _points(ordered, candidates, judge, honours_tags=honours_tags)
+        points += [point for point in found if not points or point.peak_bytes < points[-1].peak_bytes]
     return Frontier(_rising(points), problem.fingerprint, options.lowering, problem.margin_permille, problem.symbolic)
 
 

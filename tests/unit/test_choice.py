@@ -213,6 +213,28 @@ def test_before_a_budget_is_refused_the_candidates_next_to_the_least_are_judged(
     assert (refused.fits, refused.candidate, refused.least_peak_bytes) == (False, points[-2], MIB)
 
 
+def test_where_something_else_will_be_tried_only_candidates_that_should_fit_are_judged() -> None:
+    problem = chain(6)
+    points = frontier(problem)
+    judged: list[RematPlan] = []
+
+    def judge(plan: RematPlan) -> Judgement:
+        judged.append(plan)
+        return Judgement(100 * MIB, 0)
+
+    choice = choose(problem, points[-1].peak_bytes - 1, None, judge, is_last=False)
+    assert not choice.fits
+    assert judged == [plan_of(problem, points[0].decisions)]  # the one without a budget
+
+
+def test_tags_give_way_where_nothing_else_will_be_tried() -> None:
+    problem = chain(6)
+    tagged = replace(problem, values=tuple(replace(v, wish="save") if v.name == "f3" else v for v in problem.values))
+    least = frontier(problem)[-1].peak_bytes
+    fits = [choose(tagged, least, is_last=is_last).fits for is_last in (False, True)]
+    assert fits == [False, True]
+
+
 def test_a_judge_that_sees_more_than_the_simulation_is_believed() -> None:
     problem = two_layers()
 

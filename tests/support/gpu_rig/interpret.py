@@ -1,8 +1,9 @@
 """Gradients from the generated CUDA code, computed on the CPU by Triton's interpreter.
 
 Kernels run element by element in numpy, so models must be tiny. Attention is generated as plain products, since no
-attention kernel of CUDA runs on the CPU. The environment variable TRITON_INTERPRET=1 must be set before this process
-imports Triton, and such a process can compile no kernel.
+attention kernel of CUDA runs on the CPU. What kernels add atomically, the gradients of embeddings, stays zero. The
+environment variable TRITON_INTERPRET=1 must be set before this process imports Triton, and such a process can compile
+no kernel.
 """
 
 import os
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor, nn
 from torch._inductor.codecache import PyCodeCache
 
@@ -20,9 +22,22 @@ from tests.support.gpu_rig.generate import generate
 from tests.support.gpu_rig.lowering import RigConfig
 
 _LIBDEVICE = "from torch._inductor.runtime.triton_helpers import libdevice, math as tl_math"
-_INTERPRETABLE = """from torch._inductor.runtime.triton_helpers import math as tl_math
-from triton.language import math as libdevice"""
-"""The interpreter calls no CUDA libraries; Triton's own functions of the same names it does."""
+_INTERPRETABLE = f"""from torch._inductor.runtime.triton_helpers import math as tl_math
+from {__name__} import LIBRARY as libdevice"""
+
+
+class _Library:
+    """The interpreter calls no CUDA libraries; Triton's own functions of the same names it does."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(triton.language.math, name)
+
+    def tanh(self, x: Any) -> Any:
+        """Triton has none."""
+        return 1 - 2 / (triton.language.math.exp(2 * x) + 1)
+
+
+LIBRARY = _Library()
 
 
 def gradients(

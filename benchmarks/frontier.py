@@ -1,6 +1,6 @@
 """The frontier benchmark: measured peak against step time of every way to save activation memory, on the same models.
 
-    python -m benchmarks.frontier --quick             # the Llama-style model, about 16 minutes on 2 cores
+    python -m benchmarks.frontier --quick             # the Llama-style model, about 15 minutes on 2 cores
     python -m benchmarks.frontier --full              # every model and contestant, hours
     python -m benchmarks.frontier --paste             # what --quick found into the README
 
@@ -115,7 +115,7 @@ def _parse_arguments() -> argparse.Namespace:
         prog="python -m benchmarks.frontier", description=(__doc__ or "").partition("\n")[0]
     )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="one model, few points: about 16 minutes on 2 cores")
+    size.add_argument("--quick", action="store_true", help="one model, few points: about 15 minutes on 2 cores")
     size.add_argument("--full", action="store_true", help="all models, contestants and points: hours")
     add: Any = parser.add_argument
     add("--models", nargs="+", choices=list(MODELS), metavar="MODEL", help=f"of {', '.join(MODELS)}")

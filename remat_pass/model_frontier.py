@@ -241,15 +241,16 @@ def _plan(
     joint, problem, _ = analyze(captured, fuses=fuses, cost_model=options.cost_model)
     incumbent = torch_partition(captured, problem, inputs) if fuses else None
     extra = () if incumbent is None else (incumbent.keep,)
-    orders = stricter_orders(problem)
+    patches = inductor_patches(options)
+    orders = stricter_orders(problem, patches)
     ways = [(ordered, True) for ordered in orders]
     ways += [(orders[-1], False)] if any(value.wish for value in problem.values) else []
     points: list[FrontierPoint] = []
     for ordered, honours_tags in ways:
-        judge = inductor_judge(joint, ordered, inductor_patches(options)) if fuses else None
+        judge = inductor_judge(joint, ordered, patches) if fuses else None
         candidates = plan_frontier(ordered, extra=extra, honour_wishes=honours_tags)
-        below = points[-1].peak_bytes if points else candidates[0].peak_bytes
-        candidates = tuple(c for c in candidates if c.peak_bytes <= below) or candidates[-1:]
+        below = points[-1].peak_bytes if points else 2 * problem.with_margin(candidates[0].peak_bytes)
+        candidates = tuple(c for c in candidates if problem.with_margin(c.peak_bytes) < below) or candidates[-1:]
         if judge is not None:
             candidates = _spread(candidates, _JUDGED_BELOW if points else _JUDGED)
         found = _points(ordered, candidates, judge, honours_tags=honours_tags)
@@ -287,10 +288,11 @@ def _points(
 
 
 def _rising(points: Sequence[FrontierPoint]) -> tuple[FrontierPoint, ...]:
-    """Points by falling peak without those that take no less time than one behind them."""
+    """Points by falling peak without those that take no less time than one behind them that honours tags as well."""
     kept: list[FrontierPoint] = []
     for point in reversed(points):
-        if not kept or point.recompute_ns < kept[-1].recompute_ns:
+        alike = [p for p in kept if p.honours_tags == point.honours_tags]
+        if not alike or point.recompute_ns < alike[-1].recompute_ns:
             kept.append(point)
     return tuple(reversed(kept))
 

@@ -14,9 +14,10 @@ creates, beside which that is not alive:
     dy ──► dh1 ──► dx1          dh1  dh2  dx1  dx2        both large dh are alive at once
     dy ──► dh2 ──► dx2          dh1  dx1  dh2  dx2        one after the other, and dy for longer
 
-Op by op, the peak is no higher than it was, whatever is saved or recomputed. Recomputed values gain most: what dw needs
-of forward is computed when dx does not exist yet. Where the lowering fuses, order is a proposal that it may change, and
-its schedule decides.
+Op by op, the peak is no higher than it was, whatever is saved or recomputed, with one exception: where a value has sunk
+all the way and what its reader recomputes behind it ends a large saved value, by what it keeps alive at most.
+Recomputed values gain most: what dw needs of forward is computed when dx does not exist yet. Where the lowering fuses,
+order is a proposal that it may change, and its schedule decides.
 
 *Forward* may run depth first: each value right before the first that reads it and needs it next.
 

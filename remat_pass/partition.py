@@ -69,8 +69,15 @@ def partition(
     rival = (
         IncumbentPlan(incumbent.keep, judge_graphs(joint, incumbent.graphs, problem, patches)) if incumbent else None
     )
-    choice, problem, judge = _chosen(joint, problem, options.memory_budget, rival, patches)
-    plan = _replayed(problem, choice, options, judge) if options.plan else _planned(problem, choice, options)
+    orders = [
+        (ordered, inductor_judge(joint, ordered, patches) if fuses else simulated_judge(ordered))
+        for ordered in stricter_orders(problem, patches)
+    ]
+    choice, problem, judge = _chosen(orders, options.memory_budget, rival)
+    if options.plan:
+        plan, problem, judge = _replayed(orders, choice, options)
+    else:
+        plan = _planned(problem, choice, options)
     if incumbent and choice.is_incumbent and options.plan is None:
         graphs, predicted, origin = incumbent.graphs, choice.unconstrained, "torch"
     else:
@@ -83,29 +90,30 @@ def partition(
 
 
 def _chosen(
-    joint: JointGraph,
-    problem: RematProblem,
-    memory_budget: float | int | None,
-    rival: IncumbentPlan | None,
-    patches: dict[str, Any],
+    orders: Sequence[tuple[RematProblem, Judge]], memory_budget: float | int | None, rival: IncumbentPlan | None
 ) -> tuple[Choice, RematProblem, Judge]:
-    """The plan for the budget; where none is found, loops are kept still nearer to the library calls between them."""
-    orders = stricter_orders(problem)
-    for ordered in orders:
-        judge = inductor_judge(joint, ordered, patches) if problem.fuses else simulated_judge(ordered)
-        choice = choose(ordered, memory_budget, rival, judge, is_last=ordered is orders[-1])
-        if choice.fits:
-            break
-    return choice, ordered, judge
+    """The plan for the budget in the first order that has one; before it is refused, plans of least peak are judged."""
+    unconstrained: Judgement | None = None
+    for is_last in (False, True) if len(orders) > 1 else (True,):
+        refused: list[tuple[Choice, RematProblem, Judge]] = []
+        for problem, judge in orders:
+            choice = choose(problem, memory_budget, rival, judge, is_last=is_last)
+            # A fraction is one of the peak in the first order.
+            unconstrained = unconstrained or choice.unconstrained
+            memory_budget = choice.budget_bytes
+            refused.append((replace(choice, unconstrained=unconstrained), problem, judge))
+            if choice.fits:
+                return refused[-1]
+    return min(refused, key=lambda found: found[0].least_peak_bytes)
 
 
-def stricter_orders(problem: RematProblem) -> list[RematProblem]:
-    """The problem as it is, and, where the lowering fuses, with fewer and fewer library calls between fused loops.
+def stricter_orders(problem: RematProblem, patches: dict[str, Any]) -> list[RematProblem]:
+    """The problem as it is, and, where Inductor is kept to an order, with ever fewer library calls between fused loops.
 
     The first takes the fewest launches and loads, the last the least memory.
     """
-    keeps_order = problem.fuses and not _torch_compat.user_has_choices()
-    return [problem, *(replace(problem, calls_apart=n) for n in _FEWER_CALLS_APART if keeps_order)]
+    keeps_order = patches.get("inductor_choices_class") is _torch_compat.order_keeping_choices
+    return [problem, *(replace(problem, calls_apart=n) for n in _FEWER_CALLS_APART if keeps_order and problem.fuses)]
 
 
 def inductor_patches(options: Options) -> dict[str, Any]:
@@ -140,17 +148,23 @@ def _planned(problem: RematProblem, choice: Choice, options: Options) -> RematPl
     return plan_of(problem, choice.candidate.decisions)
 
 
-def _replayed(problem: RematProblem, choice: Choice, options: Options, judge: Judge) -> RematPlan:
+def _replayed(
+    orders: Sequence[tuple[RematProblem, Judge]], choice: Choice, options: Options
+) -> tuple[RematPlan, RematProblem, Judge]:
+    """The plan of the file, in the first order in which it fits the budget."""
     assert options.plan is not None
-    plan = load_plan(options.plan, problem)
-    if choice.budget_bytes is not None:
-        peak_bytes = judge(plan).peak_bytes * (1000 + problem.margin_permille) // 1000
-        if peak_bytes > choice.budget_bytes:
-            raise PlanError(
-                f"plan={options.plan!r} peaks at {format_bytes(peak_bytes)}, prediction error included, above "
-                f"memory_budget={format_bytes(choice.budget_bytes)}. Raise the budget or drop one of the two options."
-            )
-    return plan
+    plan = load_plan(options.plan, orders[0][0])
+    peaks: list[int] = []
+    for problem, judge in orders:
+        if choice.budget_bytes is None:
+            return plan, problem, judge
+        peaks.append(judge(plan).peak_bytes * (1000 + problem.margin_permille) // 1000)
+        if peaks[-1] <= choice.budget_bytes:
+            return plan, problem, judge
+    raise PlanError(
+        f"plan={options.plan!r} peaks at {format_bytes(min(peaks))}, prediction error included, above "
+        f"memory_budget={format_bytes(choice.budget_bytes or 0)}. Raise the budget or drop one of the two options."
+    )
 
 
 def _report(

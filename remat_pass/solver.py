@@ -29,7 +29,7 @@ from remat_pass.garbage import collection_paused
 from remat_pass.mincut import cheapest_saved_sets
 from remat_pass.problem import RematProblem
 from remat_pass.schedule import Program
-from remat_pass.search import Candidate, Proposal, Search, Simulated, undominated
+from remat_pass.search import Candidate, Proposal, Search, Simulated, evaluate, undominated
 from remat_pass.waists import (
     Blocks,
     cheap_to_repeat,
@@ -69,9 +69,12 @@ def frontier(
     within = {v: i for i, v in enumerate(small.original)}
     also = [frozenset(within[v] for v in keep if v in within) for keep in extra]
     found = _explored(small.problem, also, honour_wishes)
+    candidates = [replace(c, proposal=_expanded(small, c.proposal), problem=problem) for c in found]
     if any(c.peaks_in_forward for c in found):
-        found = undominated([*found, *_explored(small.problem, also, honour_wishes, depth_first=True)])
-    return tuple(replace(c, proposal=_expanded(small, c.proposal), problem=problem) for c in found)
+        # Views are steps of their own there, so the order of the whole graph may be another one.
+        deep = _explored(small.problem, also, honour_wishes, depth_first=True)
+        candidates += [evaluate(problem, _expanded(small, c.proposal)).candidate for c in deep]
+    return undominated(candidates)
 
 
 def _expanded(small: Contracted, proposal: Proposal) -> Proposal:

@@ -166,6 +166,21 @@ def test_a_frontier_runs_forward_depth_first_where_that_has_a_lower_peak() -> No
     assert (candidates[-1].peak_bytes, candidates[-1].proposal.depth_first) == (7 * MIB, True)
 
 
+def test_a_candidate_has_the_peak_of_its_own_order_where_views_are_read() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("w1", "x", 10)
+    draft.op("w2", "x", 3)
+    draft.op("a", "w1", 5)
+    draft.op("b", "w2", 1)
+    draft.view("va", "a")
+    draft.tangent("t")
+    draft.backward("d", "t")
+    problem = draft.build(outputs="va b", gradients="d")
+    for candidate in frontier(problem):
+        assert candidate.peak_bytes == simulate(problem, lay_out(problem, candidate.decisions)).peak_bytes
+
+
 def test_depth_first_nothing_passes_an_effect() -> None:
     draft = Draft()
     draft.input("x")

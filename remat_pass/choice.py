@@ -229,7 +229,9 @@ def _aim(judged: Mapping[int, int], limit: int) -> int:
     if limit in judged.values():
         return max(simulated for simulated, peak in judged.items() if peak == limit)
     below = max(((peak, simulated) for simulated, peak in judged.items() if peak < limit), default=None)
-    above = min(((peak, simulated) for simulated, peak in judged.items() if peak > limit), default=None)
+    # Of several the one simulated lowest, so that each trial that does not fit is followed by a lower one.
+    simulated_above = min((simulated for simulated, peak in judged.items() if peak > limit), default=None)
+    above = None if simulated_above is None else (judged[simulated_above], simulated_above)
     if below and above and below[1] < above[1]:
         return below[1] + (limit - below[0]) * (above[1] - below[1]) // (above[0] - below[0])
     nearest = below or above

@@ -213,6 +213,19 @@ def test_before_a_budget_is_refused_the_candidates_next_to_the_least_are_judged(
     assert (refused.fits, refused.candidate, refused.least_peak_bytes) == (False, points[-2], MIB)
 
 
+def test_a_trial_that_does_not_fit_is_followed_by_a_lower_one() -> None:
+    problem = chain(12)
+    points = frontier(problem)
+    extra = {plan_of(problem, points[1].decisions): MIB, plan_of(problem, points[2].decisions): 3 * MIB}
+
+    def judge(plan: RematPlan) -> Judgement:
+        """The second plan is closer to the limit than the third, which is simulated lower."""
+        return Judgement(simulated_judge(problem)(plan).peak_bytes + extra.get(plan, 0), 0)
+
+    choice = choose(problem, points[1].peak_bytes, None, judge)
+    assert choice.candidate in points[3:-1]
+
+
 def test_where_something_else_will_be_tried_only_candidates_that_should_fit_are_judged() -> None:
     problem = chain(6)
     points = frontier(problem)

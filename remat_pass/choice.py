@@ -218,8 +218,8 @@ def _search(
             best = candidate
         if peak == candidate.peak_bytes or limit * _CLOSE <= peak <= limit:
             break
-    for candidate in reversed(candidates[-_LAST_RESORTS:]):
-        if is_last and best is None and peak_of(candidate) <= limit:
+    for candidate in reversed(candidates[-_LAST_RESORTS:] if is_last else ()):
+        if best is None and peak_of(candidate) <= limit:
             best = candidate
     return best
 
@@ -230,8 +230,7 @@ def _aim(judged: Mapping[int, int], limit: int) -> int:
         return max(simulated for simulated, peak in judged.items() if peak == limit)
     below = max(((peak, simulated) for simulated, peak in judged.items() if peak < limit), default=None)
     # Of several the one simulated lowest, so that each trial that does not fit is followed by a lower one.
-    simulated_above = min((simulated for simulated, peak in judged.items() if peak > limit), default=None)
-    above = None if simulated_above is None else (judged[simulated_above], simulated_above)
+    above = min(((p, s) for s, p in judged.items() if p > limit), key=lambda point: point[1], default=None)
     if below and above and below[1] < above[1]:
         return below[1] + (limit - below[0]) * (above[1] - below[1]) // (above[0] - below[0])
     nearest = below or above

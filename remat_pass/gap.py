@@ -3,7 +3,7 @@
     print(remat_pass.optimality_gap(report))
     a step is at most 0.7% above the optimum: 0.443 ms of recompute, 0.412 ms at best
 
-The optimum is that of `exact` and `milp`: any number of copies, the order of backward as it is. What those cannot
+The optimum is that of `exact` and `milp`: any number of copies, the order of both graphs as it is. What those cannot
 solve in time leaves the bracket between a lower bound (theirs or that of `bounds`) and the plan at hand. All of it is
 in simulated bytes and estimated times, which is what the planner minimises.
 """
@@ -97,7 +97,7 @@ def gap_to_optimum(problem: RematProblem, recompute_ns: int, limit_bytes: int, *
             optimum = exact.recompute_ns if exact.proven else None
     elif bound >= recompute_ns:
         optimum = recompute_ns
-    # A planner that reorders backward may beat the optimum of the given order.
+    # A plan that runs forward depth first may beat the optimum of the given order.
     best = bound if optimum is None else optimum
     return OptimalityGap(recompute_ns, min(best, recompute_ns), optimum, step_ns)
 

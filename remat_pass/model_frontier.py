@@ -15,6 +15,7 @@ each of the rest is judged as `backend="remat"` judges it, at about half the tim
 """
 
 import contextvars
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
@@ -249,7 +250,7 @@ def _plan(
     for ordered, honours_tags in ways:
         judge = inductor_judge(joint, ordered, patches) if fuses else None
         candidates = plan_frontier(ordered, extra=extra, honour_wishes=honours_tags)
-        below = points[-1].peak_bytes if points else 2 * problem.with_margin(candidates[0].peak_bytes)
+        below = points[-1].peak_bytes if points else math.inf
         candidates = tuple(c for c in candidates if problem.with_margin(c.peak_bytes) < below) or candidates[-1:]
         if judge is not None:
             candidates = _spread(candidates, _JUDGED_BELOW if points else _JUDGED)

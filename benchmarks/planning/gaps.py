@@ -122,7 +122,7 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
     where = f"{len(_graphs(rows))} graphs, {len(rows)} points"
     missing = [_point(row) for row in rows if row["ours_ns"] is None]
     over = [_point(row) for row in planned if row["peak_bytes"] > row["limit_bytes"]]
-    same_order = [row for row in proven if not row.get("depth_first")]
+    same_order = [row for row in proven if not row["depth_first"]]
     impossible = [_point(row) for row in same_order if row["ours_ns"] < row["optimum_ns"]]
     larger = [
         _point(small)

@@ -1,18 +1,15 @@
 """Real models in generated GPU code: it compiles, computes eager's gradients, and recomputes inside its readers."""
 
 import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.models import Llama, LlamaConfig
-from tests.support.models import SMALL, Residual, WithLoss, causal_loss, floats, tokens
+from tests.support.models import SMALL, Residual, WithLoss, causal_loss, floats, gpt2, tokens
+from tests.support.rig_process import run
 
 pytest.importorskip("triton")
 
@@ -24,7 +21,7 @@ _BUDGETS = (0.9, 1)
 def build(name: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     if name == "chain":
         layers = (part for _ in range(16) for part in (nn.Linear(16, 16), nn.GELU()))
-        return Loss(nn.Sequential(*layers)), (floats(4096, 16),)
+        return WithLoss(nn.Sequential(*layers), squared), (floats(4096, 16),)
     case = SMALL[name]
     return case.build(), case.inputs()
 
@@ -36,32 +33,12 @@ def tiny(name: str, dropout: float) -> tuple[nn.Module, tuple[torch.Tensor, ...]
         config = LlamaConfig(vocabulary=32, layers=1, width=16, hidden=32, heads=2, context=8)
         return Llama(config), (tokens(32, 2, 8), tokens(32, 2, 8, seed=1))
     if name == "resnet":
-        return Residual(4, 8), (floats(2, 4, 8, 8),)
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            n_layer=1,
-            n_embd=16,
-            n_head=2,
-            n_positions=8,
-            vocab_size=32,
-            use_cache=False,
-            resid_pdrop=dropout,
-            embd_pdrop=dropout,
-            attn_pdrop=dropout,
-        )
-    )
-    model.loss_type = "ForCausalLM"
-    return WithLoss(model.train(), causal_loss), (tokens(32, 2, 8),)
+        return WithLoss(Residual(4, 8), squared), (floats(2, 4, 8, 8),)
+    return WithLoss(gpt2(1, 16, vocabulary=32, dropout=dropout), causal_loss), (tokens(32, 2, 8),)
 
 
-class Loss(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        found = self.model(*inputs)
-        return found.square().mean() if found.dim() else found
+def squared(model: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+    return model(*inputs).square().mean()
 
 
 def _lines(code: str, **environment: str) -> list[Any]:
@@ -69,13 +46,11 @@ def _lines(code: str, **environment: str) -> list[Any]:
     preamble = f"""
 import tests.support.gpu_rig
 import json, torch
-from {__name__} import Loss, build, tiny
+from {__name__} import build, tiny
 from tests.support.gpu_rig.contestant import read_contestant
 from tests.support.gpu_rig.lowering import RigConfig
 """
-    command = [sys.executable, "-W", "ignore", "-c", preamble + code]
-    done = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in run("-c", preamble + code, **environment).splitlines()]
 
 
 _COMPILE = f"""
@@ -118,8 +93,7 @@ def show(name, case, found):
     print(json.dumps([name, case, {{key: tensor.tolist() for key, tensor in kept.items()}}]))
 
 for name, dropout in [*((name, 0.0) for name in {_MODELS}), ("gpt2", 0.5)]:
-    model, inputs = tiny(name, dropout)
-    module = Loss(model)
+    module, inputs = tiny(name, dropout)
     module(*inputs).backward()
     expected = {{key: parameter.grad for key, parameter in module.named_parameters()}}
     # Inductor draws other masks than eager, and the same in every plan.
@@ -148,7 +122,7 @@ def test_budgeted_kernels_compute_the_gradients_of_the_model(
 
 
 def test_masks_drop_something(interpreted: dict[tuple[str, str], dict[str, torch.Tensor]]) -> None:
-    key = "model.model.transformer.h.0.mlp.c_fc.weight"
+    key = "model.transformer.h.0.mlp.c_fc.weight"
     plain, dropped = (interpreted["gpt2", f"{dropout}, expected"][key] for dropout in (0.0, 0.5))
     assert not torch.allclose(plain, dropped, rtol=1e-2)
 

@@ -1,9 +1,6 @@
 """The rig that lowers for a GPU without one: its figures against ones worked out by hand, in a process of its own."""
 
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 from typing import Any
 
@@ -12,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+
+from tests.support.rig_process import run
 
 pytest.importorskip("triton")
 
@@ -71,14 +70,8 @@ def answers() -> dict[str, dict[str, Any]]:
     requests = [{"model": f"{__name__}:build", "contestant": contestant} for contestant in _REQUESTS.values()]
     requests.insert(0, {"model": f"{__name__}:build_nothing"})
     lines = "".join(f"{json.dumps(request)}\n" for request in requests)
-    done = _run("-m", "tests.support.gpu_rig", text=lines)
+    done = run("-m", "tests.support.gpu_rig", text=lines)
     return dict(zip(("no model", *_REQUESTS), map(json.loads, done.splitlines()), strict=True))
-
-
-def _run(*arguments: str, text: str = "", **environment: str) -> str:
-    command = [sys.executable, "-W", "ignore", *arguments]
-    scope = {**os.environ, **environment}
-    return subprocess.run(command, input=text, env=scope, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def test_an_error_is_an_answer_and_the_next_request_is_served(answers: dict[str, Any]) -> None:
@@ -133,7 +126,7 @@ for sm in (80, 90):
 
 
 def test_every_triton_kernel_compiles_for_both_cards() -> None:
-    rows = [line.split() for line in _run("-c", _COMPILE).splitlines()]
+    rows = [line.split() for line in run("-c", _COMPILE).splitlines()]
     names = {sm: [name for card, name, *_ in rows if card == sm] for sm in ("80", "90")}
     assert len(names["80"]) > 5
     assert names["80"] == names["90"]
@@ -184,7 +177,7 @@ print(json.dumps({{
 
 @pytest.fixture(scope="module")
 def gradients() -> dict[str, dict[str, torch.Tensor]]:
-    found = json.loads(_run("-c", _INTERPRET, TRITON_INTERPRET="1"))
+    found = json.loads(run("-c", _INTERPRET, TRITON_INTERPRET="1"))
     return {case: {name: torch.tensor(value) for name, value in values.items()} for case, values in found.items()}
 
 

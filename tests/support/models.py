@@ -130,9 +130,10 @@ class UNet(nn.Module):
         return F.binary_cross_entropy_with_logits(self.head(outer), masks)
 
 
-def gpt2(layers: int, width: int) -> GPT2LMHeadModel:
+def gpt2(layers: int, width: int, *, vocabulary: int = 512, dropout: float = 0.1) -> GPT2LMHeadModel:
     """Dropout is on, as in GPT-2's own configuration."""
-    config = GPT2Config(n_layer=layers, n_embd=width, n_head=4, n_positions=256, vocab_size=512, use_cache=False)
+    config = GPT2Config(n_layer=layers, n_embd=width, n_head=4, n_positions=256, vocab_size=vocabulary, use_cache=False)
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = dropout
     model = GPT2LMHeadModel(config)
     model.loss_type = "ForCausalLM"  # Looked up by the class's source file otherwise, which Dynamo cannot trace.
     return model.train()

@@ -106,9 +106,9 @@ def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[JointGr
     problem = replace(problem, values=_pin_unread_draws(problem))
     if fuses:
         problem = replace(problem, values=tuple(_fused_costs(problem, i, context) for i in range(len(values))))
-    order = late_order(problem)
+    order, waiting = late_order(problem)
     _check_turns(problem, order)
-    return joint.reordered(order), reorder(problem, order), tuple(unprobed)
+    return joint.reordered(order), reorder(problem, order, waiting), tuple(unprobed)
 
 
 def _check_turns(problem: RematProblem, order: tuple[int, ...]) -> None:

@@ -73,6 +73,8 @@ def forgetful(problem: RematProblem, keep: frozenset[int]) -> Proposal | None:
     forgotten: dict[int, frozenset[int]] = {}
     runs = 0
     for reader, wanted in problem.backward_steps:
+        if problem.values[reader].waits:  # what is there is for the next one
+            continue
         origin = [r for r in wanted if r in recomputed]
         found = set(origin)
         for v in origin:  # grows

@@ -8,16 +8,17 @@ weight:
 
 A backward value that reads nothing of forward *sinks* towards its first reader, over the steps in between, as far as
 all that it reads is in use there anyway. It then keeps nothing alive for longer than before and is itself alive for
-less. It sinks all the way if what it keeps alive for longer is smaller than itself, and no larger than what the reader
-creates, beside which that is not alive:
+less. It *waits* for the reader, sinking all the way, if what ends with it is smaller than itself, and no larger than
+what the reader creates, beside which that is not alive:
 
     dy ──► dh1 ──► dx1          dh1  dh2  dx1  dx2        both large dh are alive at once
     dy ──► dh2 ──► dx2          dh1  dx1  dh2  dx2        one after the other, and dy for longer
 
-Op by op, the peak is no higher than it was, whatever is saved or recomputed, with one exception: where a value has sunk
-all the way and what its reader recomputes behind it ends a large saved value, by what it keeps alive at most.
-Recomputed values gain most: what dw needs of forward is computed when dx does not exist yet. Where the lowering fuses,
-order is a proposal that it may change, and its schedule decides.
+What the reader needs of forward is then recomputed before the value that waits, beside the smaller dy.
+
+Op by op, the peak is no higher than it was, whatever is saved or recomputed. Recomputed values gain most: what dw needs
+of forward is computed when dx does not exist yet. Where the lowering fuses, order is a proposal that it may change, and
+its schedule decides.
 
 *Forward* may run depth first: each value right before the first that reads it and needs it next.
 
@@ -49,12 +50,13 @@ class _Uses:
     """Storages of gradients, which are there to the end anyway."""
 
 
-def late_order(problem: RematProblem) -> tuple[int, ...]:
-    """All values in the order of the module docstring; an execution order, as the given one is."""
+def late_order(problem: RematProblem) -> tuple[tuple[int, ...], frozenset[int]]:
+    """All values in the order of the module docstring, an execution order as the given one is; and which ones wait."""
     order = list(range(len(problem.values)))
     position = list(order)
     uses = _uses(problem)
     effects = [i for i, v in enumerate(problem.values) if v.has_effect]
+    waiting, runs = set[int](), frozenset(problem.runs_in_backward)
     for v in reversed(order.copy()):
         if not _may_move(problem, v, uses.read_by[v]):
             continue
@@ -67,7 +69,10 @@ def late_order(problem: RematProblem) -> tuple[int, ...]:
             for storage in uses.read_by[v] - uses.returned
         }
         behind = limit - 1
-        if not _gains_by_waiting(problem, v, order, limit, ends):
+        reader = next((r for r in order[limit:] if r in runs and problem.values[r].kind is not Kind.VIEW), v)
+        if v in uses.read_by[reader] and _gains_by_waiting(problem, v, reader, limit, ends):
+            waiting.add(v)
+        else:
             behind = min([behind, *ends.values()])
             if problem.values[v].workspace_bytes > problem.values[order[behind]].workspace_bytes:
                 continue
@@ -78,7 +83,7 @@ def late_order(problem: RematProblem) -> tuple[int, ...]:
         order[behind] = v
         for p in range(here, behind + 1):
             position[order[p]] = p
-    return tuple(order)
+    return tuple(order), frozenset(waiting)
 
 
 def run_depth_first(problem: RematProblem, steps: Sequence[int]) -> list[int]:
@@ -114,10 +119,10 @@ def _depth_first(problem: RematProblem, steps: Sequence[int]) -> list[int]:
     return list(order)
 
 
-def reorder(problem: RematProblem, order: tuple[int, ...]) -> RematProblem:
-    """The same problem with its values in another execution order."""
+def reorder(problem: RematProblem, order: tuple[int, ...], waiting: frozenset[int]) -> RematProblem:
+    """The same problem with its values in another execution order, in which some wait (`Value.waits`)."""
     new = {old: i for i, old in enumerate(order)}
-    values = (problem.values[old] for old in order)
+    values = (replace(problem.values[old], waits=old in waiting) for old in order)
     return replace(
         problem,
         values=tuple(
@@ -136,26 +141,19 @@ def _may_move(problem: RematProblem, v: int, storages: frozenset[int]) -> bool:
     return is_op and of_backward and not value.has_effect and bool(problem.readers[v])
 
 
-def _gains_by_waiting(problem: RematProblem, v: int, order: Sequence[int], limit: int, ends: Mapping[int, int]) -> bool:
-    """Whether a value may run right before a position although it keeps some storages alive for longer.
+def _gains_by_waiting(problem: RematProblem, v: int, reader: int, limit: int, ends: Mapping[int, int]) -> bool:
+    """Whether a value may run right before a step although it keeps some storages alive for longer.
 
     Args:
         problem: The graph.
         v: The value.
-        order: All values.
-        limit: The position, behind that of the value.
+        reader: The step.
+        limit: Its position, or that of views right before it.
         ends: For each storage that the value reads the position of the last other step that uses it.
     """
-    value, size = problem.values[v], problem.size_bytes
-    on_the_way = sum(int(size[s]) for s, end in ends.items() if end < limit - 1)
-    at_last = sum(int(size[s]) for s, end in ends.items() if end < limit)
-    while limit < len(order) and problem.values[order[limit]].kind is Kind.VIEW:
-        limit += 1
-    if limit == len(order):
-        return False
-    reader = problem.values[order[limit]]
-    room = reader.size.hint + reader.workspace_bytes
-    return on_the_way < value.size.hint and at_last + value.workspace_bytes <= room
+    value, reading = problem.values[v], problem.values[reader]
+    kept = sum(int(problem.size_bytes[s]) for s, end in ends.items() if end < limit)
+    return kept < value.size.hint and kept + value.workspace_bytes <= reading.size.hint + reading.workspace_bytes
 
 
 def _behind_parts(problem: RematProblem, order: list[int], behind: int) -> int:
@@ -170,10 +168,12 @@ def _uses(problem: RematProblem) -> _Uses:
     """For every value the storages that are in use when it is read."""
     read_by: list[frozenset[int]] = []
     users: list[list[int]] = [[] for _ in problem.values]
+    runs = {*problem.forward_values, *problem.runs_in_backward}
     for v, value in enumerate(problem.values):
         held = frozenset(s for r in value.holds for s in stands_for[r])
-        stands_for.append(held | {v} if value.size.hint and v not in problem.inputs else held)
+        is_new = value.size.hint or value.kind not in (Kind.VIEW, Kind.SYMBOL, Kind.CONSTANT)
+        stands_for.append(held | {v} if is_new and v not in problem.inputs else held)
         read_by.append(frozenset(s for r in value.reads for s in stands_for[r]))
-        for s in read_by[v]:
+        for s in read_by[v] if v in runs else ():
             users[s].append(v)
     return _Uses(read_by, users, frozenset(s for g in problem.gradients for s in stands_for[g]))

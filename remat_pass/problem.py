@@ -89,6 +89,8 @@ class Value:
     """True for backward values."""
     has_effect: bool = False
     """It runs exactly once whatever is read of it: mutations, collectives, assertions."""
+    waits: bool = False
+    """Of backward, and run late for its first reader: what that one needs of forward runs before it, not behind it."""
     cannot_recompute: str | None = None
     """Why running it twice is forbidden, or None."""
     cannot_save: str | None = None
@@ -250,12 +252,21 @@ class RematProblem:
 
     @cached_property
     def backward_steps(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
-        """What runs in backward, each with what it reads that needs no tangent, inputs left out; in order."""
-        values, inputs = self.values, self.inputs
-        return tuple(
-            (i, tuple(r for r in values[i].reads if not values[r].needs_tangent and r not in inputs))
-            for i in self.runs_in_backward
-        )
+        """What runs in backward, each with what has to be there that needs no tangent, inputs left out; in order."""
+        values, wanted = self.values, dict[int, tuple[int, ...]]()
+        for i in reversed(self.runs_in_backward):
+            here = [r for r in values[i].reads if not values[r].needs_tangent and r not in self.inputs]
+            if values[i].waits:
+                here += wanted.get(self._first_reader(i), ())
+            wanted[i] = tuple(dict.fromkeys(here))
+        return tuple((i, wanted[i]) for i in self.runs_in_backward)
+
+    def _first_reader(self, v: int) -> int:
+        """The first step that reads a value, through views or not; -1 for none."""
+        found = [v]
+        for r in found:  # grows
+            found += self.readers[r] if r == v or self.values[r].kind is Kind.VIEW else ()
+        return min((r for r in found[1:] if self.values[r].kind is not Kind.VIEW), default=-1)
 
     @cached_property
     def inputs(self) -> frozenset[int]:

@@ -6,8 +6,8 @@ even if it is not in the set, one that cannot be saved is recomputed.
 
     forward    everything that outputs, effects and saved values need, in joint-graph order or *depth first*
                (`order.run_depth_first`)
-    backward   the backward values in joint-graph order; before each, what it needs and nobody has computed yet,
-               in joint-graph order, the parts of an op right behind it
+    backward   the backward values in joint-graph order; before each, what it, or the reader that it waits for, needs
+               and nobody has computed yet, in joint-graph order, the parts of an op right behind it
 
 Lateness is what makes recomputation save memory at all: in joint-graph order every recomputed value would be alive
 from the start of backward, and the peak would be that of saving everything.

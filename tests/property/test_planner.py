@@ -158,8 +158,8 @@ def test_simulated_bytes_are_those_of_the_reference(case: tuple[RematProblem, De
 @given(problems(), st.data())
 def test_late_order_never_has_a_higher_peak(problem: RematProblem, data: st.DataObject) -> None:
     kept = data.draw(st.sets(st.sampled_from(sorted(problem.forward_values))))
-    order = late_order(problem)
-    reordered, new = reorder(problem, order), {old: i for i, old in enumerate(order)}
+    order, waiting = late_order(problem)
+    reordered, new = reorder(problem, order, waiting), {old: i for i, old in enumerate(order)}
     before = simulate(problem, lay_out(problem, decide(problem, kept)))
     after = simulate(reordered, lay_out(reordered, decide(reordered, {new[v] for v in kept})))
     assert after.peak_bytes <= before.peak_bytes
@@ -168,13 +168,13 @@ def test_late_order_never_has_a_higher_peak(problem: RematProblem, data: st.Data
 @thorough
 @given(problems())
 def test_late_order_leaves_effects_and_draws_in_turn_and_parts_with_their_op(problem: RematProblem) -> None:
-    order = late_order(problem)
+    order, waiting = late_order(problem)
     in_turn = [i for i in order if problem.values[i].has_effect or problem.values[i].kind is Kind.RANDOM]
     assert in_turn == sorted(in_turn)
     for p, i in enumerate(order):
         if i in problem.parts:
             assert order[p : p + len(problem.parts[i]) + 1] == (i, *problem.parts[i])
-    reordered = reorder(problem, order)
+    reordered = reorder(problem, order, waiting)
     assert all(r < i for i, v in enumerate(reordered.values) for r in v.reads)
     assert reordered.fingerprint == problem.fingerprint
 

@@ -13,7 +13,7 @@ most of the limit, and from the plan that forgets everything at once (`forgetful
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -140,7 +140,7 @@ def bridged(problem: RematProblem, simulated: Simulated, chosen: list[Bridge]) -
             reader: frozenset(v for v in gone if not any(position[reader] in r for r in ranges.get(v, ())))
             for reader, gone in forgotten.items()
         }
-    return Proposal(proposal.keep | saved, forgotten).saving(whole)
+    return replace(proposal, keep=proposal.keep | saved, forgotten=forgotten).saving(whole)
 
 
 def _members(problem: RematProblem, chosen: Iterable[Bridge]) -> frozenset[int]:

@@ -14,7 +14,8 @@ from the start of backward, and the peak would be that of saving everything.
 
 What is saved or recomputed is there for all its readers unless it is *forgotten* on the way: after a given backward
 value it is dropped, and the next reader computes another copy. Forgetting is what brings the peak below what one
-recompute of each value can reach.
+recompute of each value can reach. A value may also run *early*, before a given backward value that does not need it:
+that frees what it is made of before something large is there.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -41,6 +42,8 @@ class Decisions:
 
     What cannot be recomputed stays, and so do random values: torch can repeat a draw once.
     """
+    early: Mapping[int, frozenset[int]]
+    """Before which backward value which of them are computed, unless they are there."""
     depth_first: bool
     """Whether forward runs depth first instead of in joint-graph order."""
 
@@ -93,6 +96,7 @@ def decide(
     keep: Collection[int],
     forgotten: Mapping[int, frozenset[int]] | None = None,
     *,
+    early: Mapping[int, frozenset[int]] | None = None,
     depth_first: bool = False,
 ) -> Decisions:
     """Settle what is saved and what is recomputed if the values of `keep` are not to be recomputed."""
@@ -113,7 +117,7 @@ def decide(
         else:
             recomputed.append(i)
         needed.update(value.reads)
-    return Decisions(tuple(reversed(saved)), tuple(reversed(recomputed)), forgotten or {}, depth_first)
+    return Decisions(tuple(reversed(saved)), tuple(reversed(recomputed)), forgotten or {}, early or {}, depth_first)
 
 
 def lay_out(problem: RematProblem, decisions: Decisions) -> Program:
@@ -127,6 +131,7 @@ def lay_out(problem: RematProblem, decisions: Decisions) -> Program:
         absent[v] = 1
     there = {*decisions.saved, *decisions.recomputed} if decisions.forgotten else set[int]()
     for v, wanted in problem.backward_steps:
+        wanted = (*wanted, *decisions.early.get(v, ()))
         for r in wanted:
             if absent[r]:
                 order += _run_origins(problem, wanted, absent)

@@ -4,7 +4,7 @@ Effort is simulated steps, not seconds: equal graphs get equal plans on every ma
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from remat_pass.liveness import Liveness, simulate
@@ -23,23 +23,24 @@ _KEPT_STEPS = 1_000_000
 
 @dataclass(frozen=True)
 class Proposal:
-    """A set of values to keep, and what to forget when (`Decisions.forgotten`)."""
+    """A set of values to keep, and what to forget and to compute early when (`Decisions`)."""
 
     keep: frozenset[int]
     forgotten: dict[int, frozenset[int]] = field(default_factory=dict)
+    early: dict[int, frozenset[int]] = field(default_factory=dict)
     depth_first: bool = False
     """Order of forward (`Decisions.depth_first`)."""
 
     def decisions(self, problem: RematProblem) -> Decisions:
         """What follows from it."""
-        return decide(problem, self.keep, self.forgotten, depth_first=self.depth_first)
+        return decide(problem, self.keep, self.forgotten, early=self.early, depth_first=self.depth_first)
 
     def saving(self, values: frozenset[int]) -> "Proposal":
         """The same with more values kept, to the end."""
         forgotten = self.forgotten
         if any(not values.isdisjoint(gone) for gone in forgotten.values()):
             forgotten = {reader: gone - values for reader, gone in forgotten.items()}
-        return Proposal(self.keep | values, forgotten, self.depth_first)
+        return replace(self, keep=self.keep | values, forgotten=forgotten)
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Search:
 
     def _as_wished(self, proposal: Proposal) -> Proposal:
         saving = proposal.saving(self._wish_save) if self._wish_save else proposal
-        return Proposal(saving.keep - self._wish_recompute, saving.forgotten, self._depth_first)
+        return replace(saving, keep=saving.keep - self._wish_recompute, depth_first=self._depth_first)
 
     def _simulate(self, proposal: Proposal, decisions: Decisions, key: object) -> Simulated:
         simulated = evaluate(self.problem, proposal, decisions)
@@ -164,4 +165,4 @@ def undominated(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
 
 
 def _key(decisions: Decisions) -> object:
-    return decisions.saved, tuple(sorted(decisions.forgotten.items()))
+    return decisions.saved, tuple(sorted(decisions.forgotten.items())), tuple(sorted(decisions.early.items()))

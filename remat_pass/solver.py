@@ -78,10 +78,15 @@ def frontier(
 
 
 def _expanded(small: Contracted, proposal: Proposal) -> Proposal:
-    forgotten = {
-        small.original[reader]: small.expand(values, with_views=True) for reader, values in proposal.forgotten.items()
-    }
-    return Proposal(small.expand(proposal.keep), forgotten, proposal.depth_first)
+    def at_steps(values: dict[int, frozenset[int]], *, with_views: bool) -> dict[int, frozenset[int]]:
+        return {small.original[v]: small.expand(of, with_views=with_views) for v, of in values.items()}
+
+    return replace(
+        proposal,
+        keep=small.expand(proposal.keep),
+        forgotten=at_steps(proposal.forgotten, with_views=True),
+        early=at_steps(proposal.early, with_views=False),
+    )
 
 
 def _explored(
@@ -192,7 +197,11 @@ def _refine(search: Search) -> None:
 
 
 def _single_changes(problem: RematProblem, simulated: Simulated) -> Iterator[Proposal]:
-    """The candidate with one value saved less or more, or one for another, or one forgotten sooner or later."""
+    """The candidate with one decision another.
+
+    One value is saved less or more, or one for another, or one is forgotten sooner or later, or what it is made of is
+    saved in its place.
+    """
     proposal = simulated.candidate.proposal
     keep, forgotten = proposal.keep, proposal.forgotten
     values, recomputed = problem.values, set(simulated.decisions.recomputed)
@@ -200,13 +209,39 @@ def _single_changes(problem: RematProblem, simulated: Simulated) -> Iterator[Pro
     less = [v for v in less if values[v].size.hint]
     more = [frozenset([v]) for v in simulated.decisions.recomputed if not values[v].cannot_save and values[v].size.hint]
     more += [frozenset(parts) & recomputed for op, parts in problem.parts.items() if op in recomputed]
-    yield from (Proposal(keep - {v}, forgotten) for v in less)
+    yield from (replace(proposal, keep=keep - {v}) for v in less)
     yield from map(proposal.saving, more)
     yield from (bridged(problem, simulated, [b]) for b in bridges(problem, simulated) if not b.is_whole)
     for reader, v in _unused_for_a_while(problem, simulated.program):
-        yield Proposal(keep, {**forgotten, reader: forgotten.get(reader, frozenset()) | {v}})
+        yield _forgetting(proposal, reader, frozenset([v]))
+    yield from _made_early(problem, simulated, less)
     saving = (proposal.saving(new) for new in more)
-    yield from (Proposal(more_saved.keep - {v}, more_saved.forgotten) for more_saved in saving for v in less)
+    yield from (replace(more_saved, keep=more_saved.keep - {v}) for more_saved in saving for v in less)
+
+
+def _forgetting(proposal: Proposal, reader: int, values: frozenset[int]) -> Proposal:
+    forgotten = proposal.forgotten
+    return replace(proposal, forgotten={**forgotten, reader: forgotten.get(reader, frozenset()) | values})
+
+
+def _made_early(problem: RematProblem, simulated: Simulated, saved: list[int]) -> Iterator[Proposal]:
+    """What a saved value is made of is saved in its place, until the value is made where least is alive."""
+    proposal, program = simulated.candidate.proposal, simulated.program
+    steps, positions = program.steps, {s: p for p, s in enumerate(program.values[: program.forward_end])}
+    backward = np.flatnonzero(~problem.is_forward[steps])
+    backward = backward[backward >= program.forward_end + len(problem.tangents)]
+    alive = simulated.liveness.alive_bytes[backward - 1]
+    for v in saved:
+        made_of = frozenset(r for r in problem.values[v].reads if not problem.values[r].is_input)
+        read = program.readers[program.read == positions[v]]
+        before = np.flatnonzero(backward <= read[read >= program.forward_end].min(initial=len(steps)))
+        if any(problem.values[r].cannot_save for r in made_of) or not len(before):
+            continue
+        least = before[len(before) - 1 - int(alive[before[::-1]].argmin())]
+        step = program.values[backward[least]]
+        early = {**proposal.early, step: proposal.early.get(step, frozenset()) | {v}}
+        remade = replace(proposal, keep=(proposal.keep - {v}) | made_of, early=early)
+        yield _forgetting(remade, step, made_of - proposal.keep)
 
 
 def _unused_for_a_while(problem: RematProblem, program: Program) -> Iterator[tuple[int, int]]:

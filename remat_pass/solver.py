@@ -230,7 +230,8 @@ def _made_early(problem: RematProblem, simulated: Simulated, saved: list[int]) -
     steps, positions = program.steps, {s: p for p, s in enumerate(program.values[: program.forward_end])}
     backward = np.flatnonzero(~problem.is_forward[steps])
     backward = backward[backward >= program.forward_end + len(problem.tangents)]
-    alive = simulated.liveness.alive_bytes[backward - 1]
+    liveness = simulated.liveness
+    alive = (liveness.alive_bytes - liveness.born - liveness.workspace)[backward]
     for v in saved:
         made_of = frozenset(r for r in problem.values[v].reads if not problem.values[r].is_input)
         read = program.readers[program.read == positions[v]]

@@ -1,6 +1,6 @@
 """The frontier on graphs whose best plans are known, and the cliff of pytorch#197838.
 
-Mutants these tests kill: no waists are forced; nothing is mixed; dominated candidates stay; candidates come in order of
+Mutants these tests kill: no waists are forced; nothing is mixed or made early; dominated candidates stay; candidates come in order of
 peak; a view does not cross as its base.
 """
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+from remat_pass.exact import least_peak_bytes
 from remat_pass.problem import Kind, RematProblem
 from remat_pass.schedule import plan_of
 from remat_pass.search import Candidate, Proposal, evaluate
@@ -119,6 +120,26 @@ def test_the_curve_of_a_deep_residual_chain_has_no_large_gap() -> None:
     peaks = [c.peak_bytes / MIB for c in frontier(residual_chain(16))]
     gaps = [high - low for high, low in itertools.pairwise(peaks)]
     assert max(gaps) <= 0.15 * (peaks[0] - peaks[-1])
+
+
+def test_a_value_is_made_early_where_that_frees_what_it_is_made_of() -> None:
+    draft = Draft()
+    draft.input("w", static=True)
+    draft.input("x")
+    draft.op("a", "x")
+    draft.op("b", "x")
+    draft.op("ab", "a b", 3)
+    draft.op("y", "ab w")
+    draft.tangent("t", 5)
+    draft.backward("u", "t w")
+    draft.backward("g", "u w", 4)
+    draft.backward("dw", "g ab", 0)
+    problem = draft.build(outputs="y", gradients="dw")
+    candidate = frontier(problem)[-1]
+    # t, u, a and b; then u, ab and g. With ab saved t, u and ab; made late it would meet a, b and g.
+    assert candidate.peak_bytes == least_peak_bytes(problem) == 8 * MIB
+    backward = plan_of(problem, candidate.decisions).backward
+    assert [problem.values[step.value].name for step in backward] == ["u", "ab", "g", "dw"]
 
 
 def test_waists_of_a_residual_chain_are_the_residuals() -> None:

@@ -203,7 +203,7 @@ def _single_changes(problem: RematProblem, simulated: Simulated) -> Iterator[Pro
     saved in its place.
     """
     proposal = simulated.candidate.proposal
-    keep, forgotten = proposal.keep, proposal.forgotten
+    keep = proposal.keep
     values, recomputed = problem.values, set(simulated.decisions.recomputed)
     less = [v for v in simulated.decisions.saved if not values[v].is_input and not values[v].cannot_recompute]
     less = [v for v in less if values[v].size.hint]

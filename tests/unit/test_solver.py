@@ -1,7 +1,7 @@
 """The frontier on graphs whose best plans are known, and the cliff of pytorch#197838.
 
-Mutants these tests kill: no waists are forced; nothing is mixed or made early; dominated candidates stay; candidates come in order of
-peak; a view does not cross as its base.
+Mutants these tests kill: no waists are forced; nothing is mixed or made early; dominated candidates stay; candidates
+come in order of peak; a view does not cross as its base.
 """
 
 import itertools

@@ -92,19 +92,16 @@ def partition(
 def _chosen(
     orders: Sequence[tuple[RematProblem, Judge]], memory_budget: float | int | None, rival: IncumbentPlan | None
 ) -> tuple[Choice, RematProblem, Judge]:
-    """The plan for the budget in the first order that has one; before it is refused, plans of least peak are judged."""
-    unconstrained: Judgement | None = None
-    for is_last in (False, True) if len(orders) > 1 else (True,):
-        refused: list[tuple[Choice, RematProblem, Judge]] = []
-        for problem, judge in orders:
-            choice = choose(problem, memory_budget, rival, judge, is_last=is_last)
-            # A fraction is one of the peak in the first order.
-            unconstrained = unconstrained or choice.unconstrained
-            memory_budget = choice.budget_bytes
-            refused.append((replace(choice, unconstrained=unconstrained), problem, judge))
-            if choice.fits:
-                return refused[-1]
-    return min(refused, key=lambda found: found[0].least_peak_bytes)
+    """The plan for the budget in the first order that has one; in the last one those of low peak are judged, too."""
+    unconstrained: list[Judgement] = []
+    for problem, judge in orders:
+        choice = choose(problem, memory_budget, rival, judge, is_last=problem is orders[-1][0])
+        # A fraction is one of the peak in the first order.
+        unconstrained.append(choice.unconstrained)
+        memory_budget = choice.budget_bytes
+        if choice.fits:
+            break
+    return replace(choice, unconstrained=unconstrained[0]), problem, judge
 
 
 def stricter_orders(problem: RematProblem, patches: dict[str, Any]) -> list[RematProblem]:

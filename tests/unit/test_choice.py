@@ -213,6 +213,19 @@ def test_before_a_budget_is_refused_the_candidates_next_to_the_least_are_judged(
     assert (refused.fits, refused.candidate, refused.least_peak_bytes) == (False, points[-2], MIB)
 
 
+def test_the_candidates_judged_before_a_budget_is_refused_reach_well_above_the_least() -> None:
+    problem = residual_chain(32)
+    least = frontier(problem)[-1].peak_bytes
+
+    def judge(plan: RematPlan) -> Judgement:
+        simulated = simulated_judge(problem)(plan).peak_bytes
+        return Judgement(simulated if simulated > 1.15 * least else 2 * simulated, 0)
+
+    refused = choose(problem, 1, None, judge)
+    assert 1.15 * least < refused.least_peak_bytes < 1.25 * least
+    assert choose(problem, refused.least_peak_bytes, None, judge).fits
+
+
 def test_a_trial_that_does_not_fit_is_followed_by_a_lower_one() -> None:
     problem = chain(12)
     points = frontier(problem)

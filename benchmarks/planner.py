@@ -25,11 +25,11 @@ from rich.table import Table as RichTable
 from benchmarks.contest import machine
 from benchmarks.contest.channel import WorkerFailed
 from benchmarks.contest.results import Meta
-from benchmarks.planning import chains, deep, determinism, gaps, gpu, results, sizes
+from benchmarks.planning import chains, deep, determinism, draws, gaps, gpu, results, sizes
 from benchmarks.planning.results import Measured
 from benchmarks.planning.section import Run, Section
 
-SECTIONS = {module.SECTION.name: module.SECTION for module in (gaps, chains, sizes, deep, gpu, determinism)}
+SECTIONS = {module.SECTION.name: module.SECTION for module in (gaps, draws, chains, sizes, deep, gpu, determinism)}
 _RESULTS = Path(__file__).parent / "results"
 _FILE_WIDTH = 140
 """Columns of tables that are not printed on a terminal."""

@@ -39,11 +39,12 @@ def measure(run: Run) -> list[Row]:
     for number, name in enumerate(names, 1):
         run.doing(f"{name} ({number} of {len(names)})")
         build, inputs = MODELS[name]
-        rows += _points(name, capture_problem(build(), inputs()))
+        rows += points(name, capture_problem(build(), inputs()))
     return rows
 
 
-def _points(name: str, problem: RematProblem) -> Iterator[Row]:
+def points(name: str, problem: RematProblem) -> Iterator[Row]:
+    """One row per budget."""
     game = game_of(problem)
     items = len(game.items) + sum(item.rng_bytes > 0 for item in game.items)
     candidates = frontier(problem, honour_wishes=False)

@@ -8,10 +8,10 @@ import pytest
 
 from benchmarks import planner
 from benchmarks.contest.goals import Goal
-from benchmarks.planning import chains, deep, determinism, gaps, gpu, results, section, sizes
+from benchmarks.planning import chains, deep, determinism, draws, gaps, gpu, results, section, sizes
 from benchmarks.planning.repeat import Template
 from benchmarks.planning.results import Measured
-from benchmarks.planning.section import Section, Table
+from benchmarks.planning.section import Run, Section, Table
 from remat_pass.problem import RematProblem
 from remat_pass.solver import frontier
 from tests.support.problems import MIB, US, Draft, chain
@@ -67,6 +67,14 @@ def test_what_must_never_happen_to_a_plan(rows: list[Row], broken: list[str]) ->
 def test_a_table_of_gaps_shows_brackets_and_budgets_that_no_plan_fits() -> None:
     ((cells,),) = [t.rows for t in gaps.tables([gap_row(0, None, None), gap_row(1, 200, None, bound_ns=100)])]
     assert cells == ("g", "9", "4", "1.100x", "**none fits**, [10.00%, 20.00%]")
+
+
+def test_random_problems_are_the_same_every_time_and_planned_within_their_budgets(tmp_path: Path) -> None:
+    run = Run(trial=True, scratch=tmp_path, doing=lambda _: None)
+    rows = draws.measure(run)
+    assert rows == draws.measure(run)
+    met = {goal.goal: goal.met for goal in draws.goals(rows)}
+    assert met["never over budget"] and met["never a larger peak at a smaller budget"]
 
 
 # Chains.

@@ -522,9 +522,11 @@ def check_forced_plans(build: Callable[[], nn.Module], inputs: tuple[Any, ...], 
     for share in (0.0, 0.5):
 
         def planner(problem: RematProblem, share: float = share) -> RematPlan:
-            # Of what is saved or recomputed a share is dropped after every backward value, and run again when wanted.
+            # Of what is saved or recomputed a share is dropped after every backward value, and run again when wanted
+            # or, before some of them, early.
             forgotten = {v: random_keep(problem, v, share) for v in problem.runs_in_backward}
-            return plan_of(problem, decide(problem, random_keep(problem, 1, share), forgotten))
+            early = {v: random_keep(problem, v + 1, share) for v in problem.runs_in_backward[::5]}
+            return plan_of(problem, decide(problem, random_keep(problem, 1, share), forgotten, early=early))
 
         module = build()
         run, _ = forced(module, planner)

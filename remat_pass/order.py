@@ -69,7 +69,8 @@ def late_order(problem: RematProblem) -> tuple[tuple[int, ...], frozenset[int]]:
             for storage in uses.read_by[v] - uses.returned
         }
         behind = limit - 1
-        reader = next((r for r in order[limit:] if r in runs and problem.values[r].kind is not Kind.VIEW), v)
+        later = (order[p] for p in range(limit, len(order)))
+        reader = next((r for r in later if r in runs and problem.values[r].kind is not Kind.VIEW), v)
         if v in uses.read_by[reader] and _gains_by_waiting(problem, v, reader, limit, ends):
             waiting.add(v)
         else:

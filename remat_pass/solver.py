@@ -235,11 +235,11 @@ def _made_early(problem: RematProblem, simulated: Simulated, saved: list[int]) -
     for v in saved:
         made_of = frozenset(r for r in problem.values[v].reads if not problem.values[r].is_input)
         read = program.readers[program.read == positions[v]]
-        before = np.flatnonzero(backward <= read[read >= program.forward_end].min(initial=len(steps)))
+        first = read[read >= program.forward_end].min(initial=len(steps))
+        before = alive[: np.searchsorted(backward, first, side="right")]
         if any(problem.values[r].cannot_save for r in made_of) or not len(before):
             continue
-        least = before[len(before) - 1 - int(alive[before[::-1]].argmin())]
-        step = program.values[backward[least]]
+        step = program.values[backward[len(before) - 1 - before[::-1].argmin()]]
         early = {**proposal.early, step: proposal.early.get(step, frozenset()) | {v}}
         remade = replace(proposal, keep=(proposal.keep - {v}) | made_of, early=early)
         yield _forgetting(remade, step, made_of - proposal.keep)

@@ -216,9 +216,13 @@ class RematProblem:
 
     @cached_property
     def forgettable(self) -> frozenset[int]:
-        """Forward values that may run again after they have been there: torch can repeat a draw once."""
+        """Forward values that may run again after they have been there; of draws those that are no part, and once."""
         again = (i for i in self.forward_values if i not in self.inputs and not self.values[i].cannot_recompute)
-        return frozenset(again) - self.drawn
+        return frozenset(i for i in again if i not in self.drawn or self._is_whole(i))
+
+    def _is_whole(self, v: int) -> bool:
+        """Whether it is neither an op with several outputs nor one of these."""
+        return v not in self.parts and self.values[v].kind is not Kind.PART
 
     @cached_property
     def forward_values(self) -> tuple[int, ...]:

@@ -113,9 +113,11 @@ def _redrawn(problem: RematProblem, plan: RematPlan) -> list[int]:
 
 
 def _take_forward_names(backward: fx.GraphModule, names: dict[str, str]) -> None:
-    """`carry_rng_states` pairs ops by name."""
+    """`carry_rng_states` pairs ops by name; where one is saved, too, its placeholder makes way."""
     for node in backward.graph.nodes:
-        if node.name in names:
+        if node.op == "placeholder" and node.name in names.values():
+            _torch_compat.rename(node, f"{node.name}_saved")
+        elif node.name in names:
             _torch_compat.rename(node, names[node.name])
 
 

@@ -40,7 +40,7 @@ class Decisions:
     forgotten: Mapping[int, frozenset[int]]
     """After which backward value which of both are dropped, though later ones may read them again.
 
-    What cannot be recomputed stays, and so do random values: torch can repeat a draw once.
+    What cannot be recomputed stays, and so does a random value that has been drawn again: torch repeats a draw once.
     """
     early: Mapping[int, frozenset[int]]
     """Before which backward value which of them are computed, unless they are there."""
@@ -129,7 +129,10 @@ def lay_out(problem: RematProblem, decisions: Decisions) -> Program:
     """1 for what has to run before it can be read."""
     for v in decisions.recomputed:
         absent[v] = 1
-    there = {*decisions.saved, *decisions.recomputed} if decisions.forgotten else set[int]()
+    there = set[int]()
+    if decisions.forgotten:
+        # Torch can repeat a draw once: in place of what was saved, or not saved at all.
+        there = {*decisions.saved, *(r for r in decisions.recomputed if r not in problem.drawn)} & problem.forgettable
     for v, wanted in problem.backward_steps:
         wanted = (*wanted, *decisions.early.get(v, ()))
         for r in wanted:
@@ -137,8 +140,10 @@ def lay_out(problem: RematProblem, decisions: Decisions) -> Program:
                 order += _run_origins(problem, wanted, absent)
         order.append(v)
         for u in decisions.forgotten.get(v, ()):
-            if u in there and u in problem.forgettable:
+            if u in there:
                 absent[u] = 1
+                if u in problem.drawn:
+                    there.remove(u)
                 if problem.values[u].kind is Kind.PART:  # comes with its op, whenever that runs
                     absent[problem.values[u].reads[0]] = 1
     order += _run_origins(problem, problem.gradients, absent)
@@ -280,7 +285,7 @@ def _run_origins(problem: RematProblem, wanted: Iterable[int], absent: bytearray
 
     The parts of an op come right behind it.
     """
-    missing = [r for r in wanted if absent[r]]
+    missing = [r for r in dict.fromkeys(wanted) if absent[r]]
     for v in missing:
         absent[v] = 0
     for v in missing:  # grows

@@ -3,9 +3,13 @@
 Effort is simulated steps, not seconds: equal graphs get equal plans on every machine.
 """
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
+
+import numpy as np
 
 from remat_pass.liveness import Liveness, simulate
 from remat_pass.problem import RematProblem
@@ -52,6 +56,8 @@ class Candidate:
     recompute_ns: int
     peaks_in_forward: bool
     """Whether more is alive at some step of forward than ever in backward."""
+    steps_at_peak: int = field(repr=False, compare=False)
+    """At how many steps that much is alive; views may be left out."""
     problem: RematProblem = field(repr=False, compare=False)
 
     @cached_property
@@ -77,7 +83,9 @@ def evaluate(problem: RematProblem, proposal: Proposal, decisions: Decisions | N
     liveness = simulate(problem, program)
     recompute_ns = added_ns(problem, (program.values[p] for p in program.saved), repeats(program))
     in_backward = int(liveness.alive_bytes[program.forward_end :].max(initial=0))
-    candidate = Candidate(proposal, liveness.peak_bytes, recompute_ns, in_backward < liveness.peak_bytes, problem)
+    steps_at_peak = int(np.count_nonzero(liveness.alive_bytes == liveness.peak_bytes))
+    in_forward = in_backward < liveness.peak_bytes
+    candidate = Candidate(proposal, liveness.peak_bytes, recompute_ns, in_forward, steps_at_peak, problem)
     return Simulated(candidate, decisions, program, liveness)
 
 
@@ -91,9 +99,11 @@ class Search:
         self._wish_save = frozenset(i for i, wish in wishes if wish == "save")
         self._wish_recompute = frozenset(i for i, wish in wishes if wish == "recompute")
         self._seen: set[object] = set()
+        self._programs: set[bytes] = set()
         self._kept: dict[object, Simulated] = {}
         self._room = _KEPT_STEPS
-        self._candidates: list[Candidate] = []
+        self.candidates: list[Candidate] = []
+        """All that were judged, one for each program, in order."""
         self._effort = _STEPS_TO_SIMULATE
 
     @property
@@ -130,7 +140,7 @@ class Search:
 
     def frontier(self) -> tuple[Candidate, ...]:
         """The best so far, by falling peak and rising time."""
-        return undominated(self._candidates)
+        return undominated(self.candidates)
 
     def _paid(self, simulated: Simulated) -> Simulated:
         self._effort -= self._cost(len(simulated.program.values))
@@ -147,7 +157,10 @@ class Search:
         simulated = evaluate(self.problem, proposal, decisions)
         if key not in self._seen:
             self._seen.add(key)
-            self._candidates.append(simulated.candidate)
+            program = hashlib.sha256(simulated.program.steps.tobytes()).digest()
+            if program not in self._programs:
+                self._programs.add(program)
+                self.candidates.append(simulated.candidate)
         self._kept[key] = simulated
         self._room -= len(simulated.program.values)
         while self._room < 0:
@@ -155,11 +168,13 @@ class Search:
         return simulated
 
 
-def undominated(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
-    """The best of the candidates, by falling peak and rising time; of equal ones the first."""
+def undominated(
+    candidates: Iterable[Candidate], *, height: Callable[[Candidate], Any] = lambda c: c.peak_bytes
+) -> tuple[Candidate, ...]:
+    """The best of the candidates, by falling height and rising time; of equal ones the first."""
     best: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda c: (c.recompute_ns, c.peak_bytes)):
-        if not best or candidate.peak_bytes < best[-1].peak_bytes:
+    for candidate in sorted(candidates, key=lambda c: (c.recompute_ns, height(c))):
+        if not best or height(candidate) < height(best[-1]):
             best.append(candidate)
     return tuple(best)
 

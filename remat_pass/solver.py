@@ -6,7 +6,7 @@
     3. mixes     two neighbours on the frontier at a position of the joint graph: one's decisions before it, the
                  other's after it; identical layers, which flip together in a cut, are told apart here
     4. filling   what a candidate runs again stays alive instead, where there is room below a limit (`fill`)
-    5. changes   on small graphs, single changes of every candidate on the frontier
+    5. changes   on small graphs, single changes of every candidate on the frontier, then of dominated ones
 
 Where the peak of some candidate is in forward, all of it is done once more with forward running depth first.
 
@@ -16,9 +16,9 @@ are broken by peak, then by order of generation; nothing depends on the order of
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise, takewhile
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from remat_pass.contract import Contracted, contract
 from remat_pass.fill import bridged, bridges, fill_up, forgetful
 from remat_pass.garbage import collection_paused
 from remat_pass.mincut import cheapest_saved_sets
-from remat_pass.problem import RematProblem
+from remat_pass.problem import RematProblem, Value
 from remat_pass.schedule import Program
 from remat_pass.search import Candidate, Proposal, Search, Simulated, evaluate, undominated
 from remat_pass.waists import (
@@ -49,6 +49,10 @@ _MIX_ROUNDS = 3
 _MIX_POSITIONS = 24
 _FORGETFUL = 4
 """How many candidates of least peak are tried with everything forgotten, too."""
+_DETOURS = 16
+"""How many times in a row changing dominated candidates may gain nothing."""
+_DETOUR_SHARE = 4
+"""Detours take at most this part of the effort that is left for them."""
 
 
 @collection_paused()
@@ -184,15 +188,33 @@ def _mixed(first: Proposal, second: Proposal, at: int) -> Proposal:
 
 
 def _refine(search: Search) -> None:
-    """Change single decisions of the frontier, as long as that makes it better and there is effort left."""
+    """Change single decisions: of the frontier, then, for a while, of the best of what is dominated.
+
+    Behind those lies what only several changes together gain.
+    """
     tried: set[int] = set()
+    _climb(search, tried)
+    enough = search.trials * (_DETOUR_SHARE - 1) // _DETOUR_SHARE
+    in_vain = 0
+    while in_vain < _DETOURS and search.trials > enough:
+        best = search.frontier()
+        rest = [c for c in search.candidates if id(c) not in tried]
+        _change(search, undominated(rest, height=lambda c: (c.peak_bytes, c.steps_at_peak)), tried)
+        _climb(search, tried)
+        in_vain = in_vain + 1 if search.frontier() == best else 0
+
+
+def _climb(search: Search, tried: set[int]) -> None:
+    """Change what is on the frontier as long as that makes it better and there is effort left."""
     while fresh := [c for c in search.frontier() if id(c) not in tried]:
-        for candidate in reversed(fresh):
-            tried.add(id(candidate))
-            simulated = search.again(candidate)
-            if simulated is None:
-                return
-            for proposal in _single_changes(search.problem, simulated):
+        _change(search, fresh, tried)
+
+
+def _change(search: Search, candidates: Sequence[Candidate], tried: set[int]) -> None:
+    for candidate in reversed(candidates):
+        tried.add(id(candidate))
+        if simulated := search.again(candidate):
+            for proposal in takewhile(lambda _: search.trials, _single_changes(search.problem, simulated)):
                 search.spend(proposal)
 
 
@@ -207,7 +229,7 @@ def _single_changes(problem: RematProblem, simulated: Simulated) -> Iterator[Pro
     values, recomputed = problem.values, set(simulated.decisions.recomputed)
     less = [v for v in simulated.decisions.saved if not values[v].is_input and not values[v].cannot_recompute]
     less = [v for v in less if values[v].size.hint]
-    more = [frozenset([v]) for v in simulated.decisions.recomputed if not values[v].cannot_save and values[v].size.hint]
+    more = [frozenset([v]) for v in simulated.decisions.recomputed if not values[v].cannot_save]
     more += [frozenset(parts) & recomputed for op, parts in problem.parts.items() if op in recomputed]
     yield from (replace(proposal, keep=keep - {v}) for v in less)
     yield from map(proposal.saving, more)
@@ -225,32 +247,50 @@ def _forgetting(proposal: Proposal, reader: int, values: frozenset[int]) -> Prop
 
 
 def _made_early(problem: RematProblem, simulated: Simulated, saved: list[int]) -> Iterator[Proposal]:
-    """What a saved value is made of is saved in its place, until the value is made where least is alive."""
-    proposal, program = simulated.candidate.proposal, simulated.program
-    steps, positions = program.steps, {s: p for p, s in enumerate(program.values[: program.forward_end])}
-    backward = np.flatnonzero(~problem.is_forward[steps])
+    """A value is made before it is needed, where least is alive: before the highest peak on the way, or behind it.
+
+    What a saved value is made of is saved in its place.
+    """
+    proposal, program, liveness = simulated.candidate.proposal, simulated.program, simulated.liveness
+    backward = np.flatnonzero(~problem.is_forward[program.steps])
     backward = backward[backward >= program.forward_end + len(problem.tangents)]
-    liveness = simulated.liveness
-    alive = (liveness.alive_bytes - liveness.born - liveness.workspace)[backward]
-    for v in saved:
-        made_of = frozenset(r for r in problem.values[v].reads if not problem.values[r].is_input)
-        read = program.readers[program.read == positions[v]]
-        first = read[read >= program.forward_end].min(initial=len(steps))
-        before = alive[: np.searchsorted(backward, first, side="right")]
-        if any(problem.values[r].cannot_save for r in made_of) or not len(before):
-            continue
-        step = program.values[backward[len(before) - 1 - before[::-1].argmin()]]
-        early = {**proposal.early, step: proposal.early.get(step, frozenset()) | {v}}
-        remade = replace(proposal, keep=(proposal.keep - {v}) | made_of, early=early)
-        yield _forgetting(remade, step, made_of - proposal.keep)
+    height = liveness.alive_bytes[backward]
+    alive = height - (liveness.born + liveness.workspace)[backward]
+    needed_at = _first_needed(program)
+    made_of = {v: frozenset(r for r in problem.values[v].reads if _is_savable(problem.values[r])) for v in saved}
+    for v, parts in (made_of | dict.fromkeys(simulated.decisions.recomputed, frozenset[int]())).items():
+        end = int(np.searchsorted(backward, needed_at.get(v, 0), side="right"))
+        middle = int(height[:end].argmax()) + 1 if end else 0
+        for a, b in ((0, middle), (middle, end)):
+            if a < b:
+                step = program.values[backward[b - 1 - alive[a:b][::-1].argmin()]]
+                early = {**proposal.early, step: proposal.early.get(step, frozenset()) | {v}}
+                remade = replace(proposal, keep=(proposal.keep - {v}) | parts, early=early)
+                yield _forgetting(remade, step, parts - proposal.keep) if parts - proposal.keep else remade
+
+
+def _is_savable(value: Value) -> bool:
+    return not (value.is_input or value.cannot_save)
+
+
+def _first_needed(program: Program) -> dict[int, int]:
+    """Where backward first reads each value that is saved, and where it first runs every other one."""
+    begin, count = program.forward_end, len(program.values)
+    in_backward = np.flatnonzero(program.readers >= begin)[::-1]
+    first = {program.values[p]: p for p in reversed(range(begin, count))}
+    first |= {program.values[p]: count for p in program.returned if p < begin}
+    reads = zip(program.read[in_backward].tolist(), program.readers[in_backward].tolist(), strict=True)
+    return first | {program.values[source]: reader for source, reader in reads if source < begin}
 
 
 def _unused_for_a_while(problem: RematProblem, program: Program) -> Iterator[tuple[int, int]]:
-    """(backward value, forward value) where the second is read before and after the first, but not by it."""
+    """(backward value, forward value) where the second is needed before and after the first, but not by it."""
+    count = len(program.values)
     is_backward = ~problem.is_forward[program.steps]
-    behind = np.minimum.accumulate(np.where(is_backward, np.arange(len(is_backward)), len(is_backward))[::-1])[::-1]
+    behind = np.minimum.accumulate(np.where(is_backward, np.arange(count), count)[::-1])[::-1]
     uses: dict[int, list[int]] = {}
-    for source, reader in zip(program.read.tolist(), program.readers.tolist(), strict=True):
+    reads = zip(program.read.tolist(), program.readers.tolist(), strict=True)
+    for source, reader in chain(reads, ((p, count) for p in program.returned)):
         if reader >= program.forward_end and problem.size_bytes[program.values[source]]:
             uses.setdefault(source, []).append(reader)
     for source, readers in uses.items():

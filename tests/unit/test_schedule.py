@@ -2,7 +2,8 @@
 
 Mutants these tests kill: all recomputes run at the start of backward, or only for the value that reads them directly;
 parts run when they are read; what cannot be recomputed is recomputed, what cannot be saved is saved; values that merely
-move to backward count as recomputed, or extra writes do not count.
+move to backward count as recomputed, or extra writes do not count; what is early as well as wanted runs twice; a draw
+is repeated twice, or not at all.
 """
 
 from remat_pass.plan_file import check_plan
@@ -162,6 +163,34 @@ def test_a_gradient_without_a_tangent_is_computed_last_or_saved() -> None:
     assert (forward(problem, late), backward(problem, late)) == ("a", "g jacobian'")
     saved = plan_keeping(problem, "a jacobian")
     assert (forward(problem, saved), backward(problem, saved)) == ("a jacobian", "g")
+
+
+def test_what_runs_early_where_it_is_wanted_runs_once() -> None:
+    problem = chain(3)
+    early = {
+        problem.index["b2"]: frozenset([problem.index["f1"]]),
+        problem.index["b3"]: frozenset([problem.index["f3"]]),
+    }
+    plan = plan_of(problem, decide(problem, keep(problem, "f2"), early=early))
+    assert backward(problem, plan) == "f3' b3 f1' b2 b1"
+
+
+def test_a_saved_draw_that_is_forgotten_is_drawn_again_once() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.random("drawn", "x")
+    draft.op("out", "drawn")
+    draft.tangent("t")
+    draft.backward("d1", "t drawn")
+    draft.backward("d2", "d1 drawn")
+    draft.backward("d3", "d2 drawn")
+    problem = draft.build(outputs="out", gradients="d3")
+    drawn = frozenset([problem.index["drawn"]])
+    forgotten = {problem.index["d1"]: drawn, problem.index["d2"]: drawn}
+    saved = plan_of(problem, decide(problem, drawn, forgotten))
+    assert (names(problem, saved.saved(problem)), backward(problem, saved)) == ("x drawn", "d1 drawn' d2 d3")
+    # What is not saved has been drawn again already.
+    assert backward(problem, plan_of(problem, decide(problem, (), forgotten))) == "drawn' d1 d2 d3"
 
 
 def test_backward_effects_run_in_their_place() -> None:

@@ -1,7 +1,7 @@
 """The frontier on graphs whose best plans are known, and the cliff of pytorch#197838.
 
-Mutants these tests kill: no waists are forced; nothing is mixed or made early; dominated candidates stay; candidates
-come in order of peak; a view does not cross as its base.
+Mutants these tests kill: no waists are forced; nothing is mixed or made early; only the frontier is changed; dominated
+candidates stay; candidates come in order of peak; a view does not cross as its base.
 """
 
 import itertools
@@ -140,6 +140,25 @@ def test_a_value_is_made_early_where_that_frees_what_it_is_made_of() -> None:
     assert candidate.peak_bytes == least_peak_bytes(problem) == 8 * MIB
     backward = plan_of(problem, candidate.decisions).backward
     assert [problem.values[step.value].name for step in backward] == ["u", "ab", "g", "dw"]
+
+
+def test_what_two_changes_gain_is_found_behind_one_that_gains_nothing() -> None:
+    draft = Draft()
+    draft.input("x", static=True)
+    draft.op("a", "x", 4)
+    draft.op("b", "a", 3, workspace_bytes=2 * MIB)
+    draft.tangent("t", 3)
+    draft.tangent("u", 2)
+    draft.backward("du", "u", 2)
+    draft.backward("sum", "t u", 0, workspace_bytes=3 * MIB)
+    draft.backward("dt", "sum", 3)
+    problem = draft.build(outputs="a b", gradients="du sum dt b")
+    candidates = frontier(problem)
+    # With b saved 13 at sum: t, u, du, its workspace and b. Made at the end b meets du, dt, a and its workspace: 14.
+    # Made in between, behind t and u and before dt, 11.
+    assert [c.peak_bytes // MIB for c in candidates] == [13, 11]
+    backward = plan_of(problem, candidates[-1].decisions).backward
+    assert [problem.values[step.value].name for step in backward] == ["du", "sum", "a", "b", "dt"]
 
 
 def test_waists_of_a_residual_chain_are_the_residuals() -> None:

@@ -6,7 +6,7 @@
     3. mixes     two neighbours on the frontier at a position of the joint graph: one's decisions before it, the
                  other's after it; identical layers, which flip together in a cut, are told apart here
     4. filling   what a candidate runs again stays alive instead, where there is room below a limit (`fill`)
-    5. changes   on small graphs, single changes of every candidate on the frontier, then of dominated ones
+    5. changes   on small graphs, single decisions are changed (`changes`)
 
 Where the peak of some candidate is in forward, all of it is done once more with forward running depth first.
 
@@ -16,20 +16,17 @@ are broken by peak, then by order of generation; nothing depends on the order of
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import chain, pairwise, takewhile
-
-import numpy as np
 
 from remat_pass.chain import propose
+from remat_pass.changes import refine
 from remat_pass.contract import Contracted, contract
-from remat_pass.fill import bridged, bridges, fill_up, forgetful
+from remat_pass.fill import fill_up, forgetful
 from remat_pass.garbage import collection_paused
 from remat_pass.mincut import cheapest_saved_sets
-from remat_pass.problem import RematProblem, Value
-from remat_pass.schedule import Program
-from remat_pass.search import Candidate, Proposal, Search, Simulated, evaluate, undominated
+from remat_pass.problem import RematProblem
+from remat_pass.search import Candidate, Proposal, Search, evaluate, undominated
 from remat_pass.waists import (
     Blocks,
     cheap_to_repeat,
@@ -49,10 +46,6 @@ _MIX_ROUNDS = 3
 _MIX_POSITIONS = 24
 _FORGETFUL = 4
 """How many candidates of least peak are tried with everything forgotten, too."""
-_DETOURS = 16
-"""How many times in a row changing dominated candidates may gain nothing."""
-_DETOUR_SHARE = 4
-"""Detours take at most this part of the effort that is left for them."""
 
 
 @collection_paused()
@@ -115,7 +108,7 @@ def _explored(
         if anew := forgetful(problem, keep):
             search.add(anew)
     fill_up(search)
-    _refine(search)
+    refine(search)
     return search.frontier()
 
 
@@ -185,116 +178,3 @@ def _mixed(first: Proposal, second: Proposal, at: int) -> Proposal:
         for reader in sorted({*first.forgotten, *second.forgotten})
     }
     return Proposal(frozenset([v for v in first.keep if v < at] + [v for v in second.keep if v >= at]), forgotten)
-
-
-def _refine(search: Search) -> None:
-    """Change single decisions: of the frontier, then, for a while, of the best of what is dominated.
-
-    Behind those lies what only several changes together gain.
-    """
-    tried: set[int] = set()
-    _climb(search, tried)
-    enough = search.trials * (_DETOUR_SHARE - 1) // _DETOUR_SHARE
-    in_vain = 0
-    while in_vain < _DETOURS and search.trials > enough:
-        best = search.frontier()
-        rest = [c for c in search.candidates if id(c) not in tried]
-        _change(search, undominated(rest, height=lambda c: (c.peak_bytes, c.steps_at_peak)), tried)
-        _climb(search, tried)
-        in_vain = in_vain + 1 if search.frontier() == best else 0
-
-
-def _climb(search: Search, tried: set[int]) -> None:
-    """Change what is on the frontier as long as that makes it better and there is effort left."""
-    while fresh := [c for c in search.frontier() if id(c) not in tried]:
-        _change(search, fresh, tried)
-
-
-def _change(search: Search, candidates: Sequence[Candidate], tried: set[int]) -> None:
-    for candidate in reversed(candidates):
-        tried.add(id(candidate))
-        if simulated := search.again(candidate):
-            for proposal in takewhile(lambda _: search.trials, _single_changes(search.problem, simulated)):
-                search.spend(proposal)
-
-
-def _single_changes(problem: RematProblem, simulated: Simulated) -> Iterator[Proposal]:
-    """The candidate with one decision another.
-
-    One value is saved less or more, or one for another, or one is forgotten sooner or later, or what it is made of is
-    saved in its place.
-    """
-    proposal = simulated.candidate.proposal
-    keep = proposal.keep
-    values, recomputed = problem.values, set(simulated.decisions.recomputed)
-    less = [v for v in simulated.decisions.saved if not values[v].is_input and not values[v].cannot_recompute]
-    less = [v for v in less if values[v].size.hint]
-    more = [frozenset([v]) for v in simulated.decisions.recomputed if not values[v].cannot_save]
-    more += [frozenset(parts) & recomputed for op, parts in problem.parts.items() if op in recomputed]
-    yield from (replace(proposal, keep=keep - {v}) for v in less)
-    yield from map(proposal.saving, more)
-    yield from (bridged(problem, simulated, [b]) for b in bridges(problem, simulated) if not b.is_whole)
-    for reader, v in _unused_for_a_while(problem, simulated.program):
-        yield _forgetting(proposal, reader, frozenset([v]))
-    yield from _made_early(problem, simulated, less)
-    saving = (proposal.saving(new) for new in more)
-    yield from (replace(more_saved, keep=more_saved.keep - {v}) for more_saved in saving for v in less)
-
-
-def _forgetting(proposal: Proposal, reader: int, values: frozenset[int]) -> Proposal:
-    forgotten = proposal.forgotten
-    return replace(proposal, forgotten={**forgotten, reader: forgotten.get(reader, frozenset()) | values})
-
-
-def _made_early(problem: RematProblem, simulated: Simulated, saved: list[int]) -> Iterator[Proposal]:
-    """A value is made before it is needed, where least is alive: before the highest peak on the way, or behind it.
-
-    What a saved value is made of is saved in its place.
-    """
-    proposal, program, liveness = simulated.candidate.proposal, simulated.program, simulated.liveness
-    backward = np.flatnonzero(~problem.is_forward[program.steps])
-    backward = backward[backward >= program.forward_end + len(problem.tangents)]
-    height = liveness.alive_bytes[backward]
-    alive = height - (liveness.born + liveness.workspace)[backward]
-    needed_at = _first_needed(program)
-    made_of = {v: frozenset(r for r in problem.values[v].reads if _is_savable(problem.values[r])) for v in saved}
-    for v, parts in (made_of | dict.fromkeys(simulated.decisions.recomputed, frozenset[int]())).items():
-        end = int(np.searchsorted(backward, needed_at.get(v, 0), side="right"))
-        middle = int(height[:end].argmax()) + 1 if end else 0
-        for a, b in ((0, middle), (middle, end)):
-            if a < b:
-                step = program.values[backward[b - 1 - alive[a:b][::-1].argmin()]]
-                early = {**proposal.early, step: proposal.early.get(step, frozenset()) | {v}}
-                remade = replace(proposal, keep=(proposal.keep - {v}) | parts, early=early)
-                yield _forgetting(remade, step, parts - proposal.keep) if parts - proposal.keep else remade
-
-
-def _is_savable(value: Value) -> bool:
-    return not (value.is_input or value.cannot_save)
-
-
-def _first_needed(program: Program) -> dict[int, int]:
-    """Where backward first reads each value that is saved, and where it first runs every other one."""
-    begin, count = program.forward_end, len(program.values)
-    in_backward = np.flatnonzero(program.readers >= begin)[::-1]
-    first = {program.values[p]: p for p in reversed(range(begin, count))}
-    first |= {program.values[p]: count for p in program.returned if p < begin}
-    reads = zip(program.read[in_backward].tolist(), program.readers[in_backward].tolist(), strict=True)
-    return first | {program.values[source]: reader for source, reader in reads if source < begin}
-
-
-def _unused_for_a_while(problem: RematProblem, program: Program) -> Iterator[tuple[int, int]]:
-    """(backward value, forward value) where the second is needed before and after the first, but not by it."""
-    count = len(program.values)
-    is_backward = ~problem.is_forward[program.steps]
-    behind = np.minimum.accumulate(np.where(is_backward, np.arange(count), count)[::-1])[::-1]
-    uses: dict[int, list[int]] = {}
-    reads = zip(program.read.tolist(), program.readers.tolist(), strict=True)
-    for source, reader in chain(reads, ((p, count) for p in program.returned)):
-        if reader >= program.forward_end and problem.size_bytes[program.values[source]]:
-            uses.setdefault(source, []).append(reader)
-    for source, readers in uses.items():
-        if not is_backward[source]:
-            for before, after in pairwise(readers):
-                if behind[before] < after:
-                    yield program.values[behind[before]], program.values[source]

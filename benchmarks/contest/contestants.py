@@ -35,7 +35,7 @@ QUICK_BUDGETS = (0.5, 0.2, 0.1, 0.05)
 FRACTIONS = (None, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 """Of "remat": shares of the unconstrained peak; None is no budget."""
 
-QUICK_FRACTIONS = (None, 0.6, 0.35)
+QUICK_FRACTIONS = (None, 0.45, 0.35)
 
 LEAST_BYTES = 1
 """A budget that no graph fits, so that `on_infeasible="warn"` takes the least-peak plan."""

@@ -785,6 +785,22 @@ def compile_op_by_op(module: fx.GraphModule, inputs: Any, partition: Any) -> Any
     )(module, inputs)
 
 
+def backward_of_compiled(result: Any) -> torch.autograd.graph.Node | None:
+    """The node in autograd of the AOTAutograd function that computed the result (2.13, 2.14)."""
+    node = result.grad_fn if isinstance(result, torch.Tensor) else None
+    return node if node is not None and node.name() == "CompiledFunctionBackward" else None
+
+
+def call_after_backward(callback: Callable[[], None]) -> None:
+    """Call it when the pass of autograd that is running is done (2.13, 2.14)."""
+    torch.autograd.Variable._execution_engine.queue_callback(callback)
+
+
+def is_capturing() -> bool:
+    """Whether a CUDA graph is being recorded, which must not wait for the device (2.13, 2.14)."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
 @contextmanager
 def compile_without_traces() -> Iterator[None]:
     """Compile what is not to be kept: no cache answers or remembers, and no size becomes dynamic by it (2.13, 2.14).

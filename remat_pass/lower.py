@@ -30,6 +30,7 @@ from remat_pass.errors import InfeasibleBudgetError, RematWarning
 from remat_pass.options import AUTO, Options, resolve_options
 from remat_pass.partition import inductor_patches, partition
 from remat_pass.report import RematReport, publish
+from remat_pass.step_time import time_first_steps
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def lower(module: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Ca
     for report in reports:
         _publish(replace(report, auto_budget=auto), options)
         _warn_of_several_graphs(report)
-    return compiled
+    return time_first_steps(compiled, reports[0].step_time) if len(reports) == 1 else compiled
 
 
 def _trains(module: fx.GraphModule, inputs: Sequence[Any]) -> bool:

@@ -21,6 +21,7 @@ from remat_pass.auto_budget import AutoBudget
 from remat_pass.breakdown import PeakBreakdown
 from remat_pass.plan_file import FILE_NAME
 from remat_pass.problem import Kind, RematPlan, RematProblem, Value
+from remat_pass.step_time import StepTime
 from remat_pass.units import format_bytes
 
 _ROWS = 12
@@ -94,6 +95,13 @@ class RematReport:
     backward_graph: fx.GraphModule | None = field(default=None, compare=False, repr=False)
     problem: RematProblem | None = field(default=None, compare=False, repr=False)
     """What the planner knew about the graph, for `optimality_gap`; None if the report came back from a warm cache."""
+    step_time: StepTime = field(default_factory=StepTime, compare=False, repr=False)
+    """Filled in while the first steps run."""
+
+    @property
+    def measured_step_ns(self) -> int | None:
+        """Forward and backward of the fastest of the first steps; None until one has run that compiles nothing."""
+        return self.step_time.fastest_ns
 
     @property
     def least_is_estimated(self) -> bool:
@@ -164,7 +172,7 @@ def print_plainly(*parts: str | Table) -> str:
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 
-_NOT_IN_JSON = frozenset({"forward_graph", "backward_graph", "problem"})
+_NOT_IN_JSON = frozenset({"forward_graph", "backward_graph", "problem", "step_time"})
 
 _reports: list[RematReport] = []
 _lock = threading.Lock()
@@ -246,6 +254,8 @@ def _summary(report: RematReport) -> str:
         f"  slowdown           {report.predicted_slowdown:>+12.1%}  {step}",
         f"  planning           {report.planning_seconds:>9.2f} s",
     ]
+    if report.measured_step_ns is not None:
+        lines.insert(-1, f"  measured step      {report.measured_step_ns / 1e6:>9.3f} ms  fastest of the first")
     if len(report.frontier) > 1:
         shown = report.frontier[:: -(-len(report.frontier) // _POINTS)]
         points = (f"{format_bytes(peak)} for {ns / 1e6:.3f} ms" for peak, ns in (*shown, report.frontier[-1]))

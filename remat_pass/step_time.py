@@ -40,6 +40,7 @@ def time_first_steps(run: Callable[..., Any], measured: StepTime) -> Callable[..
         if measured.calls == _CALLS or _torch_compat.is_capturing():
             return run(*args)
         measured.calls += 1
+        _running.clear()  # what a backward that failed has left
         on_cuda = any(isinstance(a, torch.Tensor) and a.is_cuda for a in args)
         begin = _now(on_cuda)
         results = run(*args)

@@ -112,6 +112,7 @@ def _prove_input(node: fx.Node, problem: RematProblem, proof: _Proof, handed_ove
     if not queue:
         _fail(f"backward takes {node.name}, which forward does not hand over")
     name, identity = queue.pop(0)
+    # A draw that is saved may have lost its name to its repetition; its place says what it is.
     if name != node.name and not identity.state and problem.values[identity.value].kind is not Kind.RANDOM:
         _fail(f"backward takes {node.name} where forward hands over {name}")
     proof.proved[node] = identity

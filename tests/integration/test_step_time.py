@@ -1,7 +1,8 @@
 """The measured time in a report, on a clock of our own.
 
 Mutants these tests kill: the step that compiles counts; forward or backward alone counts; the slowest or the last step
-counts; later steps are timed, too; a step without backward counts; a hook behind backward keeps tangents alive.
+counts; later steps are timed, too; a step without backward, or one that fails, counts; a hook behind backward keeps
+tangents alive.
 """
 
 from collections.abc import Iterator
@@ -46,6 +47,24 @@ def test_of_two_graphs_each_has_its_own_time(monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(2):
         second(first(torch.randn(4, 8))).sum().backward()
     assert [r.measured_step_ns for r in remat_pass.reports()] == [1 + 8, 2 + 4]
+
+
+def test_a_backward_that_fails_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: torch.Tensor) -> None:
+        raise ArithmeticError
+
+    # Forward takes 1, backward 2; the second one never ends.
+    run = run_on(accumulate([0, 1, 0, 2, 0, 1, 0, 0, 1, 0, 2]), monkeypatch)
+    run(torch.randn(4, 8)).sum().backward()
+    x = torch.randn(4, 8)
+    result = run(x)
+    handle = next(run.parameters()).register_hook(fail)
+    with pytest.raises(ArithmeticError):
+        result.sum().backward()
+    handle.remove()
+    run(x).sum().backward()
+    (report,) = remat_pass.reports()
+    assert report.measured_step_ns == 3
 
 
 def test_the_measurement_keeps_no_tangent_alive() -> None:

@@ -116,9 +116,14 @@ def _take_forward_names(backward: fx.GraphModule, names: dict[str, str]) -> None
     """`carry_rng_states` pairs ops by name; where one is saved, too, its placeholder makes way."""
     for node in backward.graph.nodes:
         if node.op == "placeholder" and node.name in names.values():
-            _torch_compat.rename(node, f"{node.name}_saved")
+            _torch_compat.rename(node, name_beside_repetition(node.name))
         elif node.name in names:
             _torch_compat.rename(node, names[node.name])
+
+
+def name_beside_repetition(name: str) -> str:
+    """What backward takes a saved draw under that it also draws again."""
+    return f"{name}_saved"
 
 
 def _drop_unplanned(module: fx.GraphModule, planned: set[str]) -> None:

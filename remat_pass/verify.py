@@ -25,7 +25,7 @@ from remat_pass.errors import VerificationError
 from remat_pass.joint_graph import JointGraph
 from remat_pass.plan_file import check_plan
 from remat_pass.problem import Kind, RematPlan, RematProblem
-from remat_pass.rewrite import Rewritten
+from remat_pass.rewrite import Rewritten, name_beside_repetition
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +112,8 @@ def _prove_input(node: fx.Node, problem: RematProblem, proof: _Proof, handed_ove
     if not queue:
         _fail(f"backward takes {node.name}, which forward does not hand over")
     name, identity = queue.pop(0)
-    # A draw that is saved may have lost its name to its repetition; its place says what it is.
-    if name != node.name and not identity.state and problem.values[identity.value].kind is not Kind.RANDOM:
+    expected = (name, name_beside_repetition(problem.values[identity.value].name))
+    if node.name not in expected and not identity.state:
         _fail(f"backward takes {node.name} where forward hands over {name}")
     proof.proved[node] = identity
 

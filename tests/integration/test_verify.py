@@ -40,9 +40,22 @@ class Net(nn.Module):
         return h.cos(), h.sum()
 
 
-def stages_of(planner: Callable[[RematProblem], RematPlan]) -> Stages:
+class Drawing(nn.Module):
+    """A draw that is one value, not a part of an op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.rand_like(x)
+        h = self.first(x * mask).sin() * mask
+        return self.second(h).exp() * mask
+
+
+def stages_of(planner: Callable[[RematProblem], RematPlan], model: type[nn.Module] = Net) -> Stages:
     torch._dynamo.reset()
-    module = seeded(Net)()
+    module = seeded(model)()
     run, stages = forced(module, planner)
     train(module, run, (floats(32, 16),))
     (made,) = stages
@@ -65,6 +78,20 @@ def saving() -> Stages:
 def copying() -> Stages:
     """Everything recomputed, several times."""
     return stages_of(lambda problem: plan_with_copies(problem, frozenset(), 1))
+
+
+@pytest.fixture(scope="module")
+def repeating() -> Stages:
+    """Everything saved, forgotten after its first readers, and run again, the draw included."""
+
+    def planner(problem: RematProblem) -> RematPlan:
+        everything = frozenset(range(len(problem.values)))
+        plan = plan_of(problem, decide(problem, everything, dict.fromkeys(problem.runs_in_backward, everything)))
+        (drawn,) = problem.drawn
+        assert drawn in plan.saved(problem) and drawn in plan.recomputed()
+        return plan
+
+    return stages_of(planner, Drawing)
 
 
 @dataclass
@@ -94,12 +121,12 @@ def computed(module: fx.GraphModule, target: object = None) -> list[fx.Node]:
     return nodes if target is None else [n for n in nodes if n.target is target or target in n.args[:2]]
 
 
-@pytest.mark.parametrize("plan", ["right", "saving", "copying"])
+@pytest.mark.parametrize("plan", ["right", "saving", "copying", "repeating"])
 def test_a_right_rewrite_passes(plan: str, request: pytest.FixtureRequest) -> None:
     tamper(request.getfixturevalue(plan)).check()
 
 
-@pytest.mark.parametrize("plan", ["right", "saving", "copying"])
+@pytest.mark.parametrize("plan", ["right", "saving", "copying", "repeating"])
 def test_every_argument_matters(plan: str, request: pytest.FixtureRequest) -> None:
     """Each node argument of each node in turn, replaced by the nearest earlier node that is another value."""
     stages = request.getfixturevalue(plan)
@@ -132,7 +159,7 @@ def same_value(stages: Stages, program: str, a: fx.Node, b: fx.Node) -> bool:
     return claims[a.name] == claims[b.name]
 
 
-@pytest.mark.parametrize("plan", ["right", "saving", "copying"])
+@pytest.mark.parametrize("plan", ["right", "saving", "copying", "repeating"])
 def test_every_literal_matters(plan: str, request: pytest.FixtureRequest) -> None:
     stages = request.getfixturevalue(plan)
     for program in ("forward", "backward"):
@@ -145,7 +172,7 @@ def test_every_literal_matters(plan: str, request: pytest.FixtureRequest) -> Non
                     tampered.is_caught()
 
 
-@pytest.mark.parametrize("plan", ["right", "saving", "copying"])
+@pytest.mark.parametrize("plan", ["right", "saving", "copying", "repeating"])
 def test_every_op_matters(plan: str, request: pytest.FixtureRequest) -> None:
     stages = request.getfixturevalue(plan)
     for program in ("forward", "backward"):
@@ -156,7 +183,7 @@ def test_every_op_matters(plan: str, request: pytest.FixtureRequest) -> None:
                 tampered.is_caught()
 
 
-@pytest.mark.parametrize("plan", ["right", "saving", "copying"])
+@pytest.mark.parametrize("plan", ["right", "saving", "copying", "repeating"])
 def test_every_output_matters(plan: str, request: pytest.FixtureRequest) -> None:
     """Any two outputs exchanged, and any one left out."""
     stages = request.getfixturevalue(plan)

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.demo_training import Run, Settings
 from benchmarks.text import Text
+from remat_pass.kept_times import processor_name
 
 FIRST_LOSS_LIMIT = 1e-5
 """Relative difference allowed at step 1: same weights, same batch, other kernels."""
@@ -97,7 +98,7 @@ def describe_machine(settings: Settings) -> dict[str, Any]:
     """Hardware, versions and commit that the figures hold for."""
     device = torch.device(settings.device)
     return {
-        "processor": _processor_name(),
+        "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
@@ -119,16 +120,6 @@ def _relative_differences(losses: list[float], reference: list[float]) -> list[f
     pairs = zip(losses, reference, strict=True)
     differences = [abs(loss - expected) / abs(expected) for loss, expected in pairs]
     return [difference if difference == difference else float("inf") for difference in differences]
-
-
-def _processor_name() -> str:
-    """As Linux names it; `platform.processor()` is empty there."""
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:

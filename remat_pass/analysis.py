@@ -11,10 +11,11 @@ import torch
 from torch import fx
 
 from remat_pass import _torch_compat
-from remat_pass.costs import DeviceRates, device_rates, roofline_ns, transfer_ns
+from remat_pass.costs import DeviceRates, roofline_ns, transfer_ns
 from remat_pass.errors import VerificationError
 from remat_pass.garbage import collection_paused
 from remat_pass.joint_graph import JointGraph
+from remat_pass.kernel_times import rates_of, time_kernels
 from remat_pass.ops import (
     DRAWN_BY_SHAPE,
     OVERWRITTEN,
@@ -53,7 +54,6 @@ class _Context:
 
     joint: JointGraph
     fuses: bool
-    timed: bool
     device_type: str
     rates: DeviceRates
     backward: frozenset[str]
@@ -81,9 +81,8 @@ def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[JointGr
     context = _Context(
         joint,
         fuses,
-        cost_model == "measured",
         device_type,
-        device_rates(device_type),
+        rates_of(device_type, cost_model),
         _backward_nodes(joint),
         _overwritten(joint, device_type),
         _drawn(joint) if fuses else frozenset(),
@@ -94,6 +93,8 @@ def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[JointGr
     for node in joint.nodes:
         value = _placeholder(node, context) if node.op == "placeholder" else _computed(node, index, context, unprobed)
         values.append(_inherit_constraints(value, values))
+    if cost_model == "measured":
+        values = _timed(joint, values, fuses=fuses)
     forward_outputs = (index[n] for n in joint.forward_outputs if isinstance(n, fx.Node))
     problem = RematProblem(
         values=tuple(values),
@@ -208,19 +209,27 @@ def _run_figures(
     """(workspace bytes, recompute ns) of one run. Fused loops have no scratch, so only extern kernels are probed."""
     if kind in _FREE_KINDS:
         return 0, 0
-    seen = None
-    recompute_ns = roofline_ns(node, context.rates)
-    if kind in (Kind.EXTERN, Kind.RANDOM) or not context.fuses:
-        seen = probe(node, timed=context.timed)
-        if seen is None:
-            unprobed[op_name(node)] = None
-        elif context.timed:
-            recompute_ns = seen.time_ns
     # An op with several outputs has them in its workspace; its parts own them once it has run.
     workspace = storages.output_bytes
-    if seen is not None:
-        workspace = max(workspace, seen.peak_bytes - storages.size.hint)
-    return workspace, recompute_ns
+    if _is_own_kernel(kind, fuses=context.fuses):
+        peak_bytes = probe(node)
+        if peak_bytes is None:
+            unprobed[op_name(node)] = None
+        else:
+            workspace = max(workspace, peak_bytes - storages.size.hint)
+    return workspace, roofline_ns(node, context.rates)
+
+
+def _is_own_kernel(kind: Kind, *, fuses: bool) -> bool:
+    """Whether an op runs as the kernel that torch has for it."""
+    return kind in (Kind.EXTERN, Kind.RANDOM) or not (fuses or kind in _FREE_KINDS)
+
+
+def _timed(joint: JointGraph, values: list[Value], *, fuses: bool) -> list[Value]:
+    """The values with the measured times of those that can be timed."""
+    kernels = [n for n, v in zip(joint.nodes, values, strict=True) if _is_own_kernel(v.kind, fuses=fuses)]
+    times = time_kernels([node for node in kernels if node.op == "call_function"])
+    return [replace(v, recompute_ns=times.get(v.name, v.recompute_ns)) for v in values]
 
 
 def _trusts_computed_strides(node: fx.Node, context: _Context) -> bool:

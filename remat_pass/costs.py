@@ -3,8 +3,9 @@
     time = max(flops / flops_per_s, bytes read and written / bandwidth) + launch
 
 FLOPs come from torch's flop counter (matmul, convolution, attention by shape), one per element otherwise. The rates
-are constants, so the estimate, and with it the plan, is the same on every machine and every rank. Only ratios matter
-to the planner: a wrong unit changes no decision, a wrong ratio of arithmetic to bandwidth may.
+are constants, so the estimate, and with it the plan, is the same on every machine and every rank; `kernel_times` has
+measured ones. Only ratios matter to the planner: a wrong unit changes no decision, a wrong ratio of arithmetic to
+bandwidth may.
 """
 
 from dataclasses import dataclass

@@ -23,28 +23,30 @@ from torch import fx
 from remat_pass import _torch_compat
 from remat_pass._torch_compat import InductorSchedule, ScheduledBuffer
 from remat_pass.choice import Judge, Judgement
-from remat_pass.costs import DeviceRates, device_rates, transfer_ns
+from remat_pass.costs import DeviceRates, transfer_ns
 from remat_pass.garbage import collection_paused
 from remat_pass.joint_graph import JointGraph
 from remat_pass.probe import Layout, probe
 from remat_pass.problem import Kind, RematPlan, RematProblem, Value
 from remat_pass.rewrite import Rewritten, rewrite
-from remat_pass.storage import main_device_type
 
 
-def inductor_judge(joint: JointGraph, problem: RematProblem, config_patches: dict[str, Any]) -> Judge:
+def inductor_judge(
+    joint: JointGraph, problem: RematProblem, rates: DeviceRates, config_patches: dict[str, Any]
+) -> Judge:
     """A judge that lowers the graphs of a plan as Inductor will, once per plan.
 
     Args:
         joint: The captured graph.
         problem: The same, as the planner sees it.
+        rates: Of the device it runs on.
         config_patches: Inductor options that the graphs will be compiled with.
     """
     judgements: dict[RematPlan, Judgement] = {}
 
     def judge(plan: RematPlan) -> Judgement:
         if plan not in judgements:
-            judgements[plan] = judge_graphs(joint, rewrite(joint, problem, plan), problem, config_patches)
+            judgements[plan] = judge_graphs(joint, rewrite(joint, problem, plan), problem, rates, config_patches)
         return judgements[plan]
 
     return judge
@@ -52,11 +54,14 @@ def inductor_judge(joint: JointGraph, problem: RematProblem, config_patches: dic
 
 @collection_paused()
 def judge_graphs(
-    joint: JointGraph, rewritten: Rewritten, problem: RematProblem, config_patches: dict[str, Any]
+    joint: JointGraph,
+    rewritten: Rewritten,
+    problem: RematProblem,
+    rates: DeviceRates,
+    config_patches: dict[str, Any],
 ) -> Judgement:
     """Peak and estimated time of both graphs under Inductor."""
     forward, backward = _schedules(rewritten, config_patches)
-    rates = device_rates(main_device_type(joint.nodes))
     return Judgement(
         max(
             schedule_peak(forward, _scratch(forward, joint, problem, rewritten.forward_values))
@@ -163,5 +168,5 @@ def _scratch(
 
 def _needed_bytes(node: fx.Node, value: Value, layouts: Sequence[Layout]) -> int:
     """Of one run, outputs included; of an op that cannot be probed its outputs alone."""
-    seen = probe(node, timed=False, layouts=layouts)
-    return value.workspace_bytes + value.size.hint if seen is None else seen.peak_bytes
+    peak_bytes = probe(node, layouts=layouts)
+    return value.workspace_bytes + value.size.hint if peak_bytes is None else peak_bytes

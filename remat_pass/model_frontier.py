@@ -31,6 +31,7 @@ from remat_pass.errors import RematError
 from remat_pass.incumbent import torch_partition
 from remat_pass.inductor_peak import inductor_judge
 from remat_pass.joint_graph import capture
+from remat_pass.kernel_times import rates_of
 from remat_pass.options import Options, resolve_options
 from remat_pass.partition import inductor_patches, stricter_orders
 from remat_pass.problem import RematProblem
@@ -38,6 +39,7 @@ from remat_pass.report import print_plainly
 from remat_pass.schedule import plan_of
 from remat_pass.search import Candidate
 from remat_pass.solver import frontier as plan_frontier
+from remat_pass.storage import main_device_type
 from remat_pass.units import format_bytes
 
 _JUDGED = 8
@@ -242,13 +244,14 @@ def _plan(
     joint, problem, _ = analyze(captured, fuses=fuses, cost_model=options.cost_model)
     incumbent = torch_partition(captured, problem, inputs) if fuses else None
     extra = () if incumbent is None else (incumbent.keep,)
+    rates = rates_of(main_device_type(joint.nodes), options.cost_model)
     patches = inductor_patches(options)
     orders = stricter_orders(problem, patches)
     ways = [(ordered, True) for ordered in orders]
     ways += [(orders[-1], False)] if any(value.wish for value in problem.values) else []
     points: list[FrontierPoint] = []
     for ordered, honours_tags in ways:
-        judge = inductor_judge(joint, ordered, patches) if fuses else None
+        judge = inductor_judge(joint, ordered, rates, patches) if fuses else None
         candidates = plan_frontier(ordered, extra=extra, honour_wishes=honours_tags)
         below = points[-1].peak_bytes if points else math.inf
         candidates = tuple(c for c in candidates if problem.with_margin(c.peak_bytes) < below) or candidates[-1:]

@@ -20,12 +20,14 @@ from remat_pass.errors import OptionError, PlanError, RematWarning
 from remat_pass.incumbent import torch_partition
 from remat_pass.inductor_peak import inductor_judge, judge_graphs
 from remat_pass.joint_graph import JointGraph, capture
+from remat_pass.kernel_times import rates_of
 from remat_pass.options import Options
 from remat_pass.plan_file import dump_plan, load_plan
 from remat_pass.problem import Kind, RematPlan, RematProblem
 from remat_pass.report import RematReport, explain_decisions
 from remat_pass.rewrite import Rewritten, rewrite
 from remat_pass.schedule import plan_ns, plan_of
+from remat_pass.storage import main_device_type
 from remat_pass.units import format_bytes
 from remat_pass.verify import verify
 
@@ -64,13 +66,16 @@ def partition(
     fuses = options.lowering == "inductor"
     captured = capture(module, forward_count=forward_count, static_indices=static_indices)
     joint, problem, unprobed = analyze(captured, fuses=fuses, cost_model=options.cost_model)
+    rates = rates_of(main_device_type(joint.nodes), options.cost_model)
     patches = inductor_patches(options)
     incumbent = torch_partition(captured, problem, inputs) if fuses else None
     rival = (
-        IncumbentPlan(incumbent.keep, judge_graphs(joint, incumbent.graphs, problem, patches)) if incumbent else None
+        IncumbentPlan(incumbent.keep, judge_graphs(joint, incumbent.graphs, problem, rates, patches))
+        if incumbent
+        else None
     )
     orders = [
-        (ordered, inductor_judge(joint, ordered, patches) if fuses else simulated_judge(ordered))
+        (ordered, inductor_judge(joint, ordered, rates, patches) if fuses else simulated_judge(ordered))
         for ordered in stricter_orders(problem, patches)
     ]
     choice, problem, judge = _chosen(orders, options.memory_budget, rival)

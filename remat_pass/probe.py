@@ -1,20 +1,19 @@
-"""Running single ops on dummy data: the scratch memory of kernels, and their time.
+"""Running single ops on dummy data: the scratch memory of kernels.
 
 Kernels allocate memory that no value of a graph shows: a convolution repacks its operands, attention keeps a block per
 thread, a product of two dtypes converts one of them. The peak contains it, so it is measured: once per op, shapes,
 strides, dtypes and thread count, outside fake mode, on data of the right form. Nothing of the process changes: the
 generator state is put back and no gradient is recorded.
 
-Not probed: what may have effects or hidden state (custom, collective and higher-order ops), and what trusts a buffer
+Not run: what may have effects or hidden state (custom, collective and higher-order ops), and what trusts a buffer
 that another kernel filled in a form of its own, which dummy data would crash (backward of an LSTM). Their scratch is
 taken to be 0, as is that of an op that refuses dummy data (a Cholesky factor of a constant matrix) or belongs to a GPU
 that is not there (a graph may be lowered for another machine), and the caller is told.
 """
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx
@@ -28,20 +27,12 @@ Layout = tuple[tuple[int, ...], tuple[int, ...]]
 _FILL = 0.5
 """Every floating-point element: a probability, an argument of log and sqrt, no denormal."""
 
-_MAX_TIMED_RUNS = 5
+_T = TypeVar("_T")
 
 _TRUSTED_ARGUMENTS = frozenset(
     ["workspace", "reserve", "reserveSpace", "reservedSpace", "dropout_state", "weight_buf", "LU_pivots", "pivots"]
 )
 """Arguments that kernels of torch 2.13 and 2.14 follow without a check: handles, addresses, row numbers from 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What one run of an op takes; `peak_bytes` includes its outputs."""
-
-    peak_bytes: int
-    time_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +45,56 @@ class _Form:
     device: torch.device
 
 
-_probes: dict[tuple[object, ...], Probe | None] = {}
+@dataclass(frozen=True, slots=True)
+class DummyRun:
+    """An op, and what its dummy data is made of."""
+
+    op: Any
+    forms: tuple[Any, ...]
+    """Of all arguments, flattened: a `_Form` for every tensor, other arguments as they are."""
+    spec: Any
+
+    @property
+    def key(self) -> str:
+        """The same for runs that take the same memory and time on one machine."""
+        return f"{self.op} {self.spec} {' '.join(map(str, self.forms))}, {torch.get_num_threads()} threads"
+
+    def measure(self, instrument: Callable[[Callable[[], object]], _T]) -> _T | None:
+        """What the instrument says of the run, which it may repeat; None if the op refuses dummy data."""
+        devices = sorted({f.device.index or 0 for f in self.forms if isinstance(f, _Form) and f.device.type == "cuda"})
+        with _torch_compat.no_fake_tensors(), torch.no_grad(), torch.random.fork_rng(devices=devices):
+            try:
+                args, kwargs = pytree.tree_unflatten(map(_dummy, self.forms), self.spec)
+                return instrument(lambda: self.op(*args, **kwargs))
+            except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+                return None
 
 
-def probe(node: fx.Node, *, timed: bool, layouts: Sequence[Layout] = ()) -> Probe | None:
-    """Run the op of a `call_function` node on dummy data; None if it cannot be run so.
+_peaks: dict[str, int | None] = {}
+
+
+def probe(node: fx.Node, *, layouts: Sequence[Layout] = ()) -> int | None:
+    """Most bytes alive while the op of a `call_function` node runs, outputs included; None if it cannot be run.
 
     Args:
         node: A node whose arguments carry fake values.
-        timed: Whether `time_ns` is wanted; it is 0 otherwise.
         layouts: What its leading tensors really look like, where a lowering lays them out otherwise than they were
             traced; one of another shape is passed over.
     """
-    if not _can_run(node) or _torch_compat.profiler_is_running():
+    run = dummy_run(node, layouts)
+    if run is None or _torch_compat.profiler_is_running():
+        return None
+    if run.key not in _peaks:
+        _peaks[run.key] = run.measure(_torch_compat.allocation_peak)
+    return _peaks[run.key]
+
+
+def dummy_run(node: fx.Node, layouts: Sequence[Layout] = ()) -> DummyRun | None:
+    """How to run the op of a `call_function` node on dummy data; None if it may not be run so."""
+    if not _can_run(node):
         return None
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
-    forms = _forms(leaves, layouts)
-    key = (node.target, str(spec), *map(str, forms), torch.get_num_threads(), timed)
-    if key not in _probes:
-        _probes[key] = _run(node, forms, spec, timed)
-    return _probes[key]
+    return DummyRun(node.target, tuple(_forms(leaves, layouts)), spec)
 
 
 def _can_run(node: fx.Node) -> bool:
@@ -115,30 +136,6 @@ def _plain(value: Any) -> Any:
     return _torch_compat.size_hint(value) if isinstance(value, torch.SymInt) else value
 
 
-def _run(node: fx.Node, forms: Sequence[Any], spec: Any, timed: bool) -> Probe | None:
-    run: Any = node.target
-    with _torch_compat.no_fake_tensors(), torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(node)):
-        try:
-            args, kwargs = pytree.tree_unflatten(map(_dummy, forms), spec)
-            peak_bytes = _torch_compat.allocation_peak(lambda: run(*args, **kwargs))
-            duration = _time(run, args, kwargs) if timed else 0
-        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
-            return None
-    return Probe(peak_bytes, duration)
-
-
-def _time(run: Any, args: Any, kwargs: Any) -> int:
-    """Fastest of a few runs: other processes can only make a run slower."""
-    durations = []
-    for _ in range(_MAX_TIMED_RUNS):
-        begin = time.perf_counter_ns()
-        run(*args, **kwargs)
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        durations.append(time.perf_counter_ns() - begin)
-    return min(durations)
-
-
 def _dummy(form: Any) -> Any:
     """A real tensor for a `_Form`; other arguments as they are."""
     if not isinstance(form, _Form):
@@ -146,8 +143,3 @@ def _dummy(form: Any) -> Any:
     extent = 1 + sum((s - 1) * d for s, d in zip(form.shape, form.strides, strict=True)) if all(form.shape) else 0
     fill = _FILL if form.dtype.is_floating_point or form.dtype.is_complex else 0
     return torch.full((extent,), fill, dtype=form.dtype, device=form.device).as_strided(form.shape, form.strides)
-
-
-def _cuda_devices(node: fx.Node) -> list[int]:
-    values = [n.meta.get("val") for n in node.all_input_nodes]
-    return sorted({v.device.index or 0 for v in values if isinstance(v, torch.Tensor) and v.device.type == "cuda"})

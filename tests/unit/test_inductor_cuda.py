@@ -10,6 +10,7 @@ from remat_pass import _torch_compat
 from remat_pass.analysis import analyze
 from remat_pass.incumbent import torch_partition
 from remat_pass.joint_graph import JointGraph, capture
+from remat_pass.kernel_times import time_kernels
 from remat_pass.ops import DRAWN_BY_SHAPE
 from remat_pass.probe import probe
 from remat_pass.problem import RematProblem
@@ -87,8 +88,9 @@ def test_an_op_of_a_gpu_that_is_not_there_is_not_probed() -> None:
     with _MODE:
         a.meta["val"] = product.meta["val"] = torch.empty(8, 8, device="cuda")
         filled.meta["val"] = torch.empty(8, device="cuda")
-    assert probe(product, timed=False) is None
-    assert probe(filled, timed=True) is None
+    assert probe(product) is None
+    assert probe(filled) is None
+    assert time_kernels([product, filled]) == {}
 
 
 @pytest.mark.parametrize(("device", "margin_permille"), [("cuda", 60), ("cpu", 20)])

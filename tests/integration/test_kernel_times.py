@@ -1,0 +1,190 @@
+"""`cost_model="measured"`: kernels are timed once on a machine, and never without need."""
+
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import remat_pass
+from remat_pass import kept_times, kernel_times, progress
+from tests.support.models import floats, seeded
+from tests.support.training import assert_same, compiled, train
+
+SIDE = 256
+ROWS = floats(64, 32)
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where times are kept during a test, so that none are known when it begins."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    return tmp_path / "remat_pass" / "times"
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """One entry for every kernel that is timed."""
+    runs: list[object] = []
+    fastest = kernel_times._fastest_ns
+
+    def counted(run: kernel_times.Run, fault_ns: int) -> int:
+        runs.append(run)
+        return fastest(run, fault_ns)
+
+    monkeypatch.setattr(kernel_times, "_fastest_ns", counted)
+    return runs
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = nn.functional.gelu(layer(x))
+        return x.square().mean()
+
+
+def products(*sides: int) -> list[fx.Node]:
+    """One matrix product for each side."""
+
+    def multiply(*matrices: Tensor) -> list[Tensor]:
+        return [torch.mm(m, m) for m in matrices]
+
+    module = make_fx(multiply, tracing_mode="fake")(*(torch.empty(side, side) for side in sides))
+    return module.graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default)
+
+
+def trained() -> remat_pass.RematReport:
+    """A step at 0.7 of the peak under the measured cost model, whose gradients are those of eager."""
+    uncompiled, module = seeded(Mlp)(), seeded(Mlp)()
+    run = compiled(module, memory_budget=0.7, cost_model="measured")
+    assert_same(train(uncompiled, uncompiled, (ROWS,)), train(module, run, (ROWS,)), "measured")
+    return remat_pass.reports()[-1]
+
+
+def test_a_larger_product_takes_longer_and_is_timed_once_on_a_machine(measured: list[object]) -> None:
+    small, large = products(16, SIDE)
+    times = kernel_times.time_kernels([small, large])
+    assert 0 < times[small.name] < times[large.name]
+    assert len(measured) == 2
+    assert kernel_times.time_kernels([large, *products(SIDE)]) == {large.name: times[large.name], "mm": times["mm_1"]}
+    assert len(measured) == 2, "the same op at the same shapes was timed again"
+    kernel_times.time_kernels(products(SIDE + 1))
+    assert len(measured) == 3
+
+
+def test_a_second_compilation_plans_with_the_times_of_the_first(measured: list[object]) -> None:
+    first = trained()
+    count = len(measured)
+    assert count > 0
+    torch._dynamo.reset()
+    second = trained()
+    assert len(measured) == count
+    assert (second.plan_json, second.recompute_ns) == (first.plan_json, first.recompute_ns)
+    assert all(d.recompute_ns != 0 for d in first.decisions if d.op == "aten.addmm.default")
+
+
+def test_nothing_is_timed_for_inference_or_under_the_default_cost_model(measured: list[object], store: Path) -> None:
+    module = seeded(Mlp)()
+    with torch.no_grad():
+        compiled(module, memory_budget=0.5, cost_model="measured")(ROWS)
+    compiled(module, memory_budget=0.7)(ROWS).backward()
+    assert not measured
+    assert not store.exists()
+
+
+def test_an_op_that_refuses_dummy_data_is_asked_once(measured: list[object]) -> None:
+    def factor(x: Tensor) -> Tensor:
+        return torch.linalg.cholesky_ex(x, check_errors=True)[0]
+
+    graph = make_fx(factor, tracing_mode="fake")(torch.empty(4, 4)).graph
+    nodes = [node for node in graph.nodes if "cholesky" in str(node.target)]
+    for _ in range(2):
+        assert kernel_times.time_kernels(nodes) == {}
+    assert len(measured) == 1
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"times_ns": 3', '{"machine": "x"}'])
+def test_a_file_that_cannot_be_read_is_measured_anew(
+    content: str, store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes = products(16)
+    kernel_times.time_kernels(nodes)
+    (file,) = store.iterdir()
+    file.write_text(content)
+    assert kernel_times.time_kernels(nodes)["mm"] > 0
+    assert str(file) in caplog.text
+    assert json.loads(file.read_text())["machine"] == f"{kept_times.processor_name()}, torch {torch.__version__}"
+
+
+def test_times_that_cannot_be_kept_are_used_all_the_same(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store.parent.mkdir(parents=True)
+    store.write_text("a file where the folder should be")
+    assert kernel_times.time_kernels(products(16))["mm"] > 0
+    assert "cannot be kept" in caplog.text
+
+
+def test_fresh_pages_are_no_part_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    observed = iter([(1_000, 0), (9_000, 80), (5_000, 50)])
+    monkeypatch.setattr(kernel_times, "_observe", lambda run: next(observed))
+    monkeypatch.setattr(kernel_times, "_RUNS", 3)
+    # 1000, 9000 - 80 * 100 = 1000, and 5000 - 50 * 100 = 0: too good, so that a quarter is believed.
+    assert kernel_times._fastest_ns(lambda: None, 100) == 1_000
+    observed = iter([(9_000, 82), (9_000, 80), (9_000, 30)])
+    assert kernel_times._fastest_ns(lambda: None, 100) == 2_250
+
+
+def test_rates_of_the_processor_are_measured_once(monkeypatch: pytest.MonkeyPatch, measured: list[object]) -> None:
+    monkeypatch.setattr(kernel_times, "_SIDE", 64)
+    monkeypatch.setattr(kernel_times, "_COPIED_BYTES", 2**20)
+    rates = kernel_times.rates_of("cpu", "measured")
+    count = len(measured)
+    assert rates == kernel_times.rates_of("cpu", "measured")
+    assert len(measured) == count == 5
+    assert min(rates.flops_per_s.values()) > 1e6
+    assert 1e8 < rates.bandwidth_bytes_per_s < 1e13
+    assert rates.name == kept_times.processor_name()
+
+
+def test_the_default_rates_are_constants(measured: list[object]) -> None:
+    assert kernel_times.rates_of("cpu", "roofline").name == "cpu"
+    assert not measured
+
+
+class _Terminal:
+    """What a terminal was shown."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._file = io.StringIO()
+        monkeypatch.setattr(progress, "Console", lambda stderr: Console(file=self._file, force_terminal=True, width=80))
+
+    @property
+    def text(self) -> str:
+        return self._file.getvalue()
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Terminal]:
+    monkeypatch.setattr(progress, "_PATIENCE_SECONDS", 0.05)
+    yield _Terminal(monkeypatch)
+
+
+def test_what_takes_long_is_shown(terminal: _Terminal) -> None:
+    for item in progress.shown_if_slow([0.0, 0.1, 0.0, 0.0], "timing kernels"):
+        time.sleep(item)
+    assert "timing kernels" in terminal.text
+    assert "50%" in terminal.text and "75%" in terminal.text
+
+
+def test_what_is_quick_is_not_shown(terminal: _Terminal) -> None:
+    assert list(progress.shown_if_slow(range(100), "timing kernels")) == [*range(100)]
+    assert terminal.text == ""

@@ -62,6 +62,8 @@ class IncumbentPlan:
     """The values it saves."""
     judgement: Judgement
     """Of its graphs, in its order."""
+    is_estimated: bool = False
+    """Whether that is by simulation alone, which is enough for a budget that is far below its peak."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class Choice:
     budget_bytes: int | None
     unconstrained: Judgement
     """Of the plan without a budget."""
+    unconstrained_is_estimated: bool
+    """Whether that is by simulation alone."""
     least_peak_bytes: int
     """Smallest budget that is accepted, prediction error included: judged if a budget was refused, else simulated."""
     is_incumbent: bool
@@ -148,6 +152,7 @@ def choose(
         candidate=candidate,
         budget_bytes=budget_bytes,
         unconstrained=without_budget,
+        unconstrained_is_estimated=incumbent is not None and incumbent.is_estimated,
         least_peak_bytes=problem.with_margin(least_bytes),
         is_incumbent=is_incumbent and chosen is unconstrained,
         fits=chosen is not None,
@@ -260,7 +265,7 @@ def _without_budget(
         return candidates[0], False
     limit = incumbent.judgement
     reordered = evaluate(problem, Proposal(incumbent.keep)).candidate
-    if limit.peak_bytes <= _op_by_op_peak(problem):
+    if incumbent.is_estimated or limit.peak_bytes <= _op_by_op_peak(problem):
         return reordered, True
     rivals = [fastest_within(candidates, peak) for peak in (limit.peak_bytes, reordered.peak_bytes)]
     better: tuple[int, int, Candidate] | None = None

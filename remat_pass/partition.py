@@ -6,8 +6,9 @@ Everything else in the package is one of these steps or something one of them ne
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import fx
@@ -27,6 +28,7 @@ from remat_pass.problem import Kind, RematPlan, RematProblem
 from remat_pass.report import RematReport, explain_decisions
 from remat_pass.rewrite import Rewritten, rewrite
 from remat_pass.schedule import plan_ns, plan_of
+from remat_pass.search import Proposal, evaluate
 from remat_pass.storage import main_device_type
 from remat_pass.units import format_bytes
 from remat_pass.verify import verify
@@ -35,6 +37,10 @@ log = logging.getLogger(__name__)
 
 _FEWER_CALLS_APART = (2, 0)
 """Where no plan fits with more: how many library calls may lie between loops that are fused for what both load."""
+
+_FAR_BELOW = 0.8
+"""A budget in bytes below this share of the simulated peak of torch's own partition is below the judged one, too: they
+differ by at most 12%. Nobody has to judge that partition then, which spares a twentieth of the compile time."""
 
 
 def partition(
@@ -69,16 +75,17 @@ def partition(
     rates = rates_of(main_device_type(joint.nodes), options.cost_model)
     patches = inductor_patches(options)
     incumbent = torch_partition(captured, problem, inputs) if fuses else None
-    rival = (
-        IncumbentPlan(incumbent.keep, judge_graphs(joint, incumbent.graphs, problem, rates, patches))
-        if incumbent
-        else None
-    )
+    rival = None
+    if incumbent:
+        judge_incumbent = partial(judge_graphs, joint, incumbent.graphs, problem, rates, patches)
+        rival = _rival(incumbent.keep, problem, options.memory_budget, judge_incumbent)
     orders = [
         (ordered, inductor_judge(joint, ordered, rates, patches) if fuses else simulated_judge(ordered))
         for ordered in stricter_orders(problem, patches)
     ]
     choice, problem, judge = _chosen(orders, options.memory_budget, rival)
+    if choice.unconstrained_is_estimated and not choice.fits:  # the error says what share of it is enough
+        choice = replace(choice, unconstrained=judge_incumbent(), unconstrained_is_estimated=False)
     if options.plan:
         plan, problem, judge = _replayed(orders, choice, options)
     else:
@@ -89,9 +96,25 @@ def partition(
         graphs = rewrite(joint, problem, plan)
         verify(joint, problem, plan, graphs)
         predicted, origin = judge(plan), "plan file" if options.plan else "planner"
+    if choice.unconstrained_is_estimated:
+        step_ns = predicted.step_ns - plan_ns(problem, plan) + choice.unconstrained.step_ns
+        choice = replace(choice, unconstrained=replace(choice.unconstrained, step_ns=step_ns))
     report = _report(joint, problem, plan, choice, graphs, predicted, options, unprobed, origin, begin)
     log.info("%s", report.headline)
     return graphs.forward, graphs.backward, report
+
+
+def _rival(
+    keep: frozenset[int],
+    problem: RematProblem,
+    memory_budget: float | int | None,
+    judge: Callable[[], Judgement],
+) -> IncumbentPlan:
+    """What torch's own partition is like; where it will not be chosen, by simulation, with recompute for step time."""
+    simulated = evaluate(problem, Proposal(keep)).candidate
+    if isinstance(memory_budget, int) and memory_budget < _FAR_BELOW * simulated.peak_bytes:
+        return IncumbentPlan(keep, Judgement(simulated.peak_bytes, simulated.recompute_ns), is_estimated=True)
+    return IncumbentPlan(keep, judge())
 
 
 def _chosen(
@@ -192,6 +215,7 @@ def _report(
         predicted_step_ns=predicted.step_ns,
         unconstrained_peak_bytes=choice.unconstrained.peak_bytes,
         unconstrained_step_ns=choice.unconstrained.step_ns,
+        unconstrained_is_estimated=choice.unconstrained_is_estimated,
         least_peak_bytes=choice.least_peak_bytes,
         margin_permille=problem.margin_permille,
         saved_bytes=sum(v.size.hint for v in saved if not v.is_input),

@@ -66,6 +66,8 @@ class RematReport:
     unconstrained_peak_bytes: int
     unconstrained_step_ns: int
     """The same without a budget."""
+    unconstrained_is_estimated: bool
+    """Whether these two are by simulation: Inductor is not asked where a budget in bytes is far below."""
     least_peak_bytes: int
     """Smallest budget that is accepted; see `least_is_estimated`."""
     margin_permille: int
@@ -239,6 +241,7 @@ def _microseconds(ns: int) -> str:
 def _summary(report: RematReport) -> str:
     budget = "no budget" if report.budget_bytes is None else format_bytes(report.budget_bytes)
     about = ", estimated" if report.least_is_estimated else ""
+    unasked = "  (estimated)" if report.unconstrained_is_estimated else ""
     step = f"of {report.unconstrained_step_ns / 1e6:.3f} ms, estimated"
     lines = [
         f"remat_pass: graph {report.graph_id[:12]}, lowering {report.lowering}, plan by {report.origin}",
@@ -246,7 +249,7 @@ def _summary(report: RematReport) -> str:
         f"  predicted peak     {format_bytes(report.predicted_peak_bytes):>12}  (error within "
         f"{report.margin_permille / 10:g}%), in {report.peak.program} at {report.peak.value}",
         f"    of which         {report.peak.describe()}",
-        f"  unconstrained peak {format_bytes(report.unconstrained_peak_bytes):>12}",
+        f"  unconstrained peak {format_bytes(report.unconstrained_peak_bytes):>12}{unasked}",
         f"  least peak         {format_bytes(report.least_peak_bytes):>12}  (smallest budget that is accepted{about})",
         f"  saved              {format_bytes(report.saved_bytes):>12}  and {format_bytes(report.saved_input_bytes)} "
         "of inputs",

@@ -1,16 +1,23 @@
 """Torch's own partition is a candidate unless it is wrong."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from remat_pass import _torch_compat
+from remat_pass import _torch_compat, partition, reports
 from remat_pass.analysis import analyze
+from remat_pass.choice import Judgement
+from remat_pass.errors import RematWarning
 from remat_pass.incumbent import Incumbent, torch_partition
 from remat_pass.joint_graph import capture
+from remat_pass.lower import RematPartitioner
+from remat_pass.options import resolve_options
+from remat_pass.report import RematReport
 from tests.support.models import floats
 
 
@@ -68,3 +75,86 @@ def test_a_right_partition_is_a_candidate() -> None:
 
 def test_a_wrong_partition_is_none() -> None:
     assert incumbent_of(Scaled(), floats(64, 16)) is None
+
+
+class Mlp(nn.Module):
+    """Activations of 64 KiB each that dwarf the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x).sin()
+        return x
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """One entry for each time that Inductor is asked about torch's own partition."""
+    calls: list[object] = []
+    judge_graphs = partition.judge_graphs
+
+    def counted(*args: Any) -> Judgement:
+        calls.append(args)
+        return judge_graphs(*args)
+
+    monkeypatch.setattr(partition, "judge_graphs", counted)
+    return calls
+
+
+class Planned(Exception):
+    """There is a plan; what Inductor would make of it is not wanted."""
+
+
+class StoppingPartitioner(RematPartitioner):
+    def __call__(self, *args: Any, **more: Any) -> Any:
+        super().__call__(*args, **more)
+        raise Planned("there is a plan")
+
+
+def planned_for_inductor(**options: Any) -> RematReport:
+    """The report of one step that is planned for Inductor, before it generates any code."""
+    resolved = resolve_options(options)
+    patches = {**partition.inductor_patches(resolved), "custom_partitioner_fn": StoppingPartitioner(resolved)}
+
+    def backend(graph: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        return _torch_compat.compile_with_inductor(graph, inputs, patches)
+
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="there is a plan"):
+        torch.compile(Mlp(), backend=backend)(floats(512, 32))
+    return reports()[-1]
+
+
+def test_inductor_is_not_asked_about_the_incumbent_for_a_budget_far_below_it(asked: list[object]) -> None:
+    free = planned_for_inductor()
+    assert (len(asked), free.unconstrained_is_estimated) == (1, False)
+    report = planned_for_inductor(memory_budget=free.unconstrained_peak_bytes * 6 // 10)
+    assert (len(asked), report.unconstrained_is_estimated) == (1, True)
+    assert abs(report.unconstrained_peak_bytes / free.unconstrained_peak_bytes - 1) < 0.12
+    assert 0 < report.predicted_slowdown < 1
+    assert re.search(r"unconstrained peak .* \(estimated\)", str(report))
+
+
+@pytest.mark.parametrize("share", [0.6, 0.95])
+def test_inductor_is_asked_for_a_share_of_the_incumbents_peak_and_for_bytes_near_it(
+    share: float, asked: list[object]
+) -> None:
+    free = planned_for_inductor()
+    budget = share if share < 0.8 else int(share * free.unconstrained_peak_bytes)
+    report = planned_for_inductor(memory_budget=budget)
+    assert (len(asked), report.unconstrained_is_estimated) == (2, False)
+    assert report.unconstrained_peak_bytes == free.unconstrained_peak_bytes
+    assert "unconstrained peak" in str(report) and "(estimated)" not in str(report)
+
+
+def test_a_budget_that_no_plan_fits_is_a_share_of_what_inductor_says(asked: list[object]) -> None:
+    free = planned_for_inductor()
+    with pytest.warns(RematWarning) as caught:
+        report = planned_for_inductor(memory_budget=1, on_infeasible="warn")
+    assert (len(asked), report.unconstrained_is_estimated) == (2, False)
+    assert report.unconstrained_peak_bytes == free.unconstrained_peak_bytes
+    (enough,) = (re.search(r"bytes or (0\.\d+),", str(w.message)) for w in caught if w.category is RematWarning)
+    assert enough and int(float(enough[1]) * free.unconstrained_peak_bytes) >= report.least_peak_bytes

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,8 @@ def measure(captured: Capture, forward: Generated, backward: Generated) -> GpuLo
     run_forward, run_backward = (
         wrapper.load(g.source, meter.kernel, wrapper.ON_FAKE_TENSORS) for g in (forward, backward)
     )
-    with captured.fake_mode:
+    # A wrapper may hold constants of its own, real numbers on the CPU.
+    with captured.fake_mode, mock.patch.object(captured.fake_mode, "allow_non_fake_inputs", True):
         inputs = {name: _fresh(value) for name, value in forward.arguments}
         meter.ignore(inputs)
         with meter:

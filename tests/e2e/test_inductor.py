@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -145,29 +146,48 @@ def test_a_checkpointed_model_trains_as_before_and_peaks_no_higher_than_under_in
 _PROGRAM = """
 import json, sys, torch
 from torch import nn
+budget, version = sys.argv[1:]
+if version:
+    import remat_pass.lower
+    remat_pass.lower.version = lambda name: version
 torch.manual_seed(0)
-module = nn.Sequential(nn.Linear(32, 256), nn.GELU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 1))
-step = torch.compile(module, backend="remat", options={"memory_budget": 0.9, "on_infeasible": "warn"})
-step(torch.randn(512, 32)).sum().backward()
-assert "remat_pass" not in globals()
+layers = [layer for _ in range(6) for layer in (nn.Linear(128, 128), nn.GELU())]
+module, x = nn.Sequential(*layers), torch.randn(2048, 128)
+compiled = torch.compile(module, backend="remat", options={"memory_budget": float(budget)})
+def step():
+    compiled(x).sum().backward()
+    module.zero_grad(set_to_none=True)
+step()
+assert version or "remat_pass" not in globals()
 import remat_pass
 (report,) = remat_pass.reports()
-print(json.dumps([report.graph_id, report.predicted_peak_bytes, report.forward_graph is None, report.forward_code]))
+print(json.dumps({
+    "planned": report.forward_graph is not None,
+    "plan": [report.graph_id, report.budget_bytes, report.predicted_peak_bytes, report.forward_code],
+    "measured": remat_pass.measure_peak_bytes(step),
+}))
 """
 
 
-def test_no_import_is_needed_and_a_warm_cache_brings_the_report_back(tmp_path: Path) -> None:
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    results = []
-    for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", _PROGRAM],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        results.append(json.loads(done.stdout.splitlines()[-1]))
-    cold, warm = results
-    assert (cold[:2], cold[3]) == (warm[:2], warm[3])
-    assert (cold[2], warm[2]) == (False, True)
+def in_a_process_of_its_own(cache: Path, budget: float, version: str = "") -> dict[str, Any]:
+    """What `_PROGRAM` prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _PROGRAM, str(budget), version],
+        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_warm_cache_brings_code_and_report_back_and_holds_for_its_budget_and_version_alone(tmp_path: Path) -> None:
+    """No import is needed for any of it."""
+    cold, warm = (in_a_process_of_its_own(tmp_path, 0.7) for _ in range(2))
+    assert (cold["planned"], warm["planned"]) == (True, False)
+    assert cold["plan"] == warm["plan"]
+    assert max(cold["measured"], warm["measured"]) <= warm["plan"][1]
+    smaller = in_a_process_of_its_own(tmp_path, 0.6)
+    assert smaller["planned"]
+    assert smaller["measured"] <= smaller["plan"][1] < warm["plan"][1]
+    assert in_a_process_of_its_own(tmp_path, 0.7, version="99")["planned"], "another version of this package"

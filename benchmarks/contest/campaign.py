@@ -93,7 +93,7 @@ def positive(text: str) -> int:
 
 def _measure_setting(run: Run, setting: Setting, journal: Journal, scratch: Path, display: Display) -> None:
     def matched(rows: Sequence[Row]) -> list[Task]:
-        found = matched_tasks(rows, setting, run.contestants)
+        found = matched_tasks(rows, setting, run.contestants, run.size)
         display.expect(sum(journal.find(task) is None for task in found))
         return found
 

@@ -25,11 +25,14 @@ def tasks_of(
     ]
 
 
-def matched_tasks(rows: Sequence[Row], setting: Setting, contestants: Mapping[str, "Contestant"]) -> list[Task]:
-    """Our backend with the peaks that PyTorch's knob reached as budgets: "at PyTorch's own points", measured.
+def matched_tasks(
+    rows: Sequence[Row], setting: Setting, contestants: Mapping[str, "Contestant"], size: str
+) -> list[Task]:
+    """Our backend with the peaks that others reached as budgets: "at their own points", measured.
 
-    Left out are peaks below the least that we have been seen to reach, peaks that our largest plan fits into, and peaks
-    within 1% above another one.
+    In the quick size others are PyTorch's knob, in the full one all that go through Inductor as we do. Left out are
+    peaks below the least that we have been seen to reach, peaks that our largest plan fits into, and peaks within 1%
+    above another one.
     """
     backend = next((c for c in contestants.values() if c.family == OURS and c.gpu is not None), None)
     measured = [row for row in rows if row.setting == setting and row.state == MEASURED and row.peak_bytes]
@@ -39,7 +42,8 @@ def matched_tasks(rows: Sequence[Row], setting: Setting, contestants: Mapping[st
     least, largest = (choose(row.peak_bytes or 0 for row in ours) for choose in (min, max))
     tasks: list[Task] = []
     budget_bytes = 0
-    for row in sorted((row for row in measured if row.family == KNOB), key=lambda row: (row.peak_bytes, row.title)):
+    theirs = [r for r in measured if r.through_inductor and r.family != OURS and (size == "full" or r.family == KNOB)]
+    for row in sorted(theirs, key=lambda row: (row.peak_bytes, row.title)):
         peak_bytes = row.peak_bytes or 0
         if not max(least, budget_bytes * _CLOSE) <= peak_bytes < largest:
             continue

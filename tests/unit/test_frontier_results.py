@@ -103,7 +103,7 @@ def test_only_what_goes_through_inductor_goes_to_the_rig() -> None:
     assert [task.contestant for task in tasks_of(on_gpu, contestants, "full", None)] == ["remat"]
 
 
-def test_budgets_are_matched_to_the_peaks_of_the_knob() -> None:
+def test_budgets_are_matched_to_the_peaks_of_others() -> None:
     rows = [
         row("remat", "none", 2000, family="remat"),
         row("remat", "least", 500, family="remat"),
@@ -114,13 +114,17 @@ def test_budgets_are_matched_to_the_peaks_of_the_knob() -> None:
         row("knob ilp", "0.2", 800),
         row("knob dp", "0.1", 499),  # below our least
         row("knob dp", "0.2", 700, state=WRONG),
+        row("checkpoint inductor", "", 600, family="checkpoint"),
+        dataclasses.replace(row("checkpoint eager", "", 650, family="checkpoint"), through_inductor=False),
     ]
-    found = matched_tasks(rows, SETTING, {"remat": OURS})
+    found = matched_tasks(rows, SETTING, {"remat": OURS}, "full")
     assert [(task.point, task.options) for task in found] == [
+        ("at checkpoint inductor", {"memory_budget": 600, "lowering": "inductor"}),
         ("at knob ilp 0.2", {"memory_budget": 800, "lowering": "inductor"}),
         ("at knob dp 0.5", {"memory_budget": 1000, "lowering": "inductor"}),
     ]
-    assert matched_tasks(rows[3:], SETTING, {"remat": OURS}) == []
+    assert matched_tasks(rows, SETTING, {"remat": OURS}, "quick") == found[1:]
+    assert matched_tasks(rows[3:], SETTING, {"remat": OURS}, "full") == []
     assert {row.state for row in rows} == {MEASURED, WRONG}
 
 

@@ -516,11 +516,13 @@ def _read_schedule(
     for info in memory.compute_memory_timeline(nodes, freeable, outputs)[0]:
         name, last = info.buffer.get_name(), len(nodes) if info.end_step == -1 else info.end_step
         if name in freeable:
-            buffers.append(ScheduledBuffer(name, info.size_free, info.size_free, 0, kernel_of[last], True))
+            size_bytes = _input_bytes(name)
+            buffers.append(ScheduledBuffer(name, size_bytes, size_bytes, 0, kernel_of[last], True))
         elif not (is_loop[info.start_step] and last == info.start_step):  # else it lives in registers
             first = kernel_of[info.start_step]
             buffers.append(ScheduledBuffer(name, info.size_alloc, info.size_free, first, kernel_of[last], False))
-    for name, size_bytes, last in _last_reads(nodes, inputs & OrderedSet(owned)):
+    for name, last in _last_reads(nodes, inputs & OrderedSet(owned)).items():
+        size_bytes = _input_bytes(name)
         buffers.append(ScheduledBuffer(name, size_bytes, size_bytes, 0, kernel_of[last], True))
     members: list[list[int]] = [[] for _ in range(kernel_of[-1])]
     for k in range(len(nodes)):
@@ -541,14 +543,17 @@ def _read_schedule(
     )
 
 
-def _last_reads(nodes: list[Any], inputs: Any) -> Iterator[tuple[str, int, int]]:
-    """(name, bytes, last kernel that reads it) of graph inputs."""
+def _last_reads(nodes: list[Any], inputs: Any) -> dict[str, int]:
+    """The last kernel that reads each of some graph inputs, by name."""
+    return {dep.name: k for k, node in enumerate(nodes) for dep in node.read_writes.reads if dep.name in inputs}
+
+
+def _input_bytes(name: str) -> int:
+    """Of the input itself (2.13, 2.14). Inductor counts what a kernel loads: heads that are read twice, twice."""
     from torch._inductor.virtualized import V
 
-    last = {dep.name: k for k, node in enumerate(nodes) for dep in node.read_writes.reads if dep.name in inputs}
-    for name, k in last.items():
-        value = V.graph.graph_inputs[name]
-        yield name, size_hint(value.get_numel()) * value.get_dtype().itemsize, k
+    value = V.graph.graph_inputs[name]
+    return size_hint(value.get_layout().storage_size()) * value.get_dtype().itemsize
 
 
 def _kernel_of(nodes: list[Any]) -> list[int]:

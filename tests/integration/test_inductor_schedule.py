@@ -131,3 +131,13 @@ def test_an_input_that_is_a_copy_is_free_after_its_last_use() -> None:
     (owned,) = (b for b in schedule(module, owned=("primals_1_1",)).buffers if b.name == "primals_1_1")
     assert (owned.size_bytes, owned.first_kernel, owned.last_kernel) == (64 * 64 * 4, 0, 0)
     assert "primals_1_1" not in {b.name for b in schedule(module).buffers}
+
+
+def test_an_input_has_its_own_size_however_often_a_kernel_loads_it() -> None:
+    """Heads of keys are shared by several heads of queries: each is read several times, and is there once."""
+
+    def share_heads(heads: Tensor, queries: Tensor) -> list[Tensor]:
+        return [heads[:, None].expand(4, 3, 32).reshape(12, 32) * queries]
+
+    found = schedule(trace(share_heads, (4, 32), (12, 32)))
+    assert sorted(b.size_bytes for b in found.buffers if b.is_input) == [4 * 32 * 4, 12 * 32 * 4]

@@ -22,10 +22,10 @@ from remat_pass import _torch_compat
 log = logging.getLogger(__name__)
 
 
-def read_times() -> dict[str, int | None]:
-    """All times that are known of this machine in nanoseconds, by key; None: it cannot be measured."""
+def read_times() -> dict[str, int]:
+    """All times that are known of this machine in nanoseconds, by key."""
     try:
-        times: dict[str, int | None] = json.loads(_path().read_text())["times_ns"]
+        times: dict[str, int] = json.loads(_path().read_text())["times_ns"]
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -34,7 +34,7 @@ def read_times() -> dict[str, int | None]:
     return times
 
 
-def keep_times(times: Mapping[str, int | None]) -> None:
+def keep_times(times: Mapping[str, int]) -> None:
     """Add times to those on disk; without a place to write to, they are measured again by the next process."""
     path = _path()
     content = {"machine": _machine(), "times_ns": dict(sorted({**read_times(), **times}.items()))}

@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import fx
 
+from remat_pass import _torch_compat
 from remat_pass.costs import DeviceRates, device_rates
 from remat_pass.kept_times import keep_times, processor_name, read_times
 from remat_pass.probe import dummy_run
@@ -40,20 +41,21 @@ def time_kernels(nodes: Sequence[fx.Node]) -> dict[str, int]:
     """Nanoseconds of one run of each op, by the name of its node; those that cannot be run on dummy data are left out.
 
     The fastest of a few runs counts: other processes can only make one slower. What is not known yet is measured, which
-    takes as long as some steps of the model, and is shown if that is more than a second.
+    takes as long as some steps of the model, and is shown if that is more than a second. Under a profiler, which would
+    be timed, too, nothing is measured.
     """
     runs = {node.name: run for node in nodes if (run := dummy_run(node))}
     known = read_times()
     missing = {run.key: run for run in runs.values() if run.key not in known}
-    if missing:
+    if missing and not _torch_compat.profiler_is_running():
         fault_ns = _times({"page fault": _page_fault_ns})["page fault"]
-        found: dict[str, int | None] = {}
+        found: dict[str, int] = {}
         for key, run in shown_if_slow([*missing.items()], "remat_pass: timing kernels"):
-            found[key] = run.measure(lambda once: _fastest_ns(once, fault_ns))
+            if (ns := run.measure(lambda once: _fastest_ns(once, fault_ns))) is not None:
+                found[key] = ns
         keep_times(found)
         known |= found
-    times = ((name, known[run.key]) for name, run in runs.items())
-    return {name: ns for name, ns in times if ns is not None}
+    return {name: known[run.key] for name, run in runs.items() if run.key in known}
 
 
 def rates_of(device_type: str, cost_model: str) -> DeviceRates:

@@ -516,13 +516,13 @@ def _read_schedule(
     for info in memory.compute_memory_timeline(nodes, freeable, outputs)[0]:
         name, last = info.buffer.get_name(), len(nodes) if info.end_step == -1 else info.end_step
         if name in freeable:
-            size_bytes = _input_bytes(name)
+            size_bytes = _input_bytes(name, info.size_free)
             buffers.append(ScheduledBuffer(name, size_bytes, size_bytes, 0, kernel_of[last], True))
         elif not (is_loop[info.start_step] and last == info.start_step):  # else it lives in registers
             first = kernel_of[info.start_step]
             buffers.append(ScheduledBuffer(name, info.size_alloc, info.size_free, first, kernel_of[last], False))
     for name, last in _last_reads(nodes, inputs & OrderedSet(owned)).items():
-        size_bytes = _input_bytes(name)
+        size_bytes = _input_bytes(name, 0)
         buffers.append(ScheduledBuffer(name, size_bytes, size_bytes, 0, kernel_of[last], True))
     members: list[list[int]] = [[] for _ in range(kernel_of[-1])]
     for k in range(len(nodes)):
@@ -548,12 +548,17 @@ def _last_reads(nodes: list[Any], inputs: Any) -> dict[str, int]:
     return {dep.name: k for k, node in enumerate(nodes) for dep in node.read_writes.reads if dep.name in inputs}
 
 
-def _input_bytes(name: str) -> int:
-    """Of the input itself (2.13, 2.14). Inductor counts what a kernel loads: heads that are read twice, twice."""
+def _input_bytes(name: str, otherwise: int) -> int:
+    """Of the input itself (2.13, 2.14). Inductor counts what a kernel loads: heads that are read twice, twice.
+
+    Where shapes are dynamic, and for what is no tensor, the other figure is returned.
+    """
+    from torch._inductor import ir
     from torch._inductor.virtualized import V
 
     value = V.graph.graph_inputs[name]
-    return size_hint(value.get_layout().storage_size()) * value.get_dtype().itemsize
+    numbers = _numbers([value.get_layout().storage_size()]) if isinstance(value, ir.TensorBox) else None
+    return otherwise if numbers is None else numbers[0] * value.get_dtype().itemsize
 
 
 def _kernel_of(nodes: list[Any]) -> list[int]:

@@ -1,6 +1,6 @@
 """Measured times on disk, so that a kernel is timed once on a machine and not once in every process.
 
-    <Inductor's cache>/remat_pass/times/<machine>.json      {"machine": "AMD EPYC", "times_ns": {"aten.mm ...": 51200}}
+    <Inductor's cache>/remat_pass/kernel_times/<machine>.json   {"machine": "AMD EPYC", "times_ns": {"aten.mm": 51200}}
 
 There is one file for every processor, GPU and torch version; what else a time depends on is in its key. Processes that
 write at once may lose times to each other, which are then measured again; a file is always whole.
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def read_times() -> dict[str, int]:
     """All times that are known of this machine in nanoseconds, by key."""
     try:
-        times: dict[str, int] = json.loads(_path().read_text())["times_ns"]
+        times: dict[str, int] = dict(json.loads(_path().read_text())["times_ns"])
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -58,10 +58,11 @@ def processor_name() -> str:
 
 
 def _machine() -> str:
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    # A process that has not used the GPU yet is not made to.
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_initialized() else ""
     return f"{processor_name()}{gpu}, torch {torch.__version__}"
 
 
 def _path() -> Path:
     name = hashlib.sha256(_machine().encode()).hexdigest()[:16]
-    return Path(_torch_compat.inductor_cache_dir()) / "remat_pass" / "times" / f"{name}.json"
+    return Path(_torch_compat.inductor_cache_dir()) / "remat_pass" / "kernel_times" / f"{name}.json"

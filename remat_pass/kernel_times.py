@@ -9,6 +9,7 @@ page is a fault; a kernel that writes 64 MiB seems to take twice as long. A cach
 reuses its memory, do not pay that, so the faults of a run are counted and taken off at what one costs here.
 """
 
+import mmap
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ _ENOUGH_NS = 500_000_000
 
 _MEBIBYTE = 2**20
 _COPIED_BYTES = 64 * _MEBIBYTE
-"""More than caches hold."""
+"""More than most caches hold."""
 _SIDE = 512
 """Of the square matrices whose product tells what the processor can do."""
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -48,7 +49,7 @@ def time_kernels(nodes: Sequence[fx.Node]) -> dict[str, int]:
     known = read_times()
     missing = {run.key: run for run in runs.values() if run.key not in known}
     if missing and not _torch_compat.profiler_is_running():
-        fault_ns = _times({"page fault": _page_fault_ns})["page fault"]
+        fault_ns = _times({f"page fault, {torch.get_num_threads()} threads": _page_fault_ns}).popitem()[1]
         found: dict[str, int] = {}
         for key, run in shown_if_slow([*missing.items()], "remat_pass: timing kernels"):
             if (ns := run.measure(lambda once: _fastest_ns(once, fault_ns))) is not None:
@@ -65,28 +66,40 @@ def rates_of(device_type: str, cost_model: str) -> DeviceRates:
 
 def _processor_rates() -> DeviceRates:
     """Of this processor with the threads that torch has now, measured once and kept on disk."""
-    source = torch.empty(_COPIED_BYTES, dtype=torch.uint8).fill_(1)
-    target = source.clone()
-    one = torch.ones(1)
-    runs: dict[str, Run] = {"copy": partial(target.copy_, source), "launch": partial(torch.add, one, one, out=one)}
-    for dtype in _DTYPES:
-        matrix = torch.full((_SIDE, _SIDE), 0.5, dtype=dtype)
-        runs[str(dtype)] = partial(torch.mm, matrix, matrix, out=torch.empty_like(matrix))
-    threads = torch.get_num_threads()
-    times = _times({f"{name}, {threads} threads": partial(_fastest_ns, run, 0) for name, run in runs.items()})
-    found = dict(zip(runs, times.values(), strict=True))
+    measurements: dict[str, Callable[[], int]] = {"copy": _copy_ns, "launch": _launch_ns}
+    measurements |= {str(dtype): partial(_product_ns, dtype) for dtype in _DTYPES}
+    keys = {name: f"{name}, {torch.get_num_threads()} threads" for name in measurements}
+    if _torch_compat.profiler_is_running() and not set(keys.values()) <= read_times().keys():
+        return device_rates("cpu")
+    times = _times({keys[name]: measure for name, measure in measurements.items()})
     return DeviceRates(
         processor_name(),
-        {dtype: 2 * _SIDE**3 / found[str(dtype)] * 1e9 for dtype in _DTYPES},
-        2 * _COPIED_BYTES / found["copy"] * 1e9,
-        found["launch"],
+        {dtype: 2 * _SIDE**3 / times[keys[str(dtype)]] * 1e9 for dtype in _DTYPES},
+        2 * _COPIED_BYTES / times[keys["copy"]] * 1e9,
+        times[keys["launch"]],
     )
 
 
+def _copy_ns() -> int:
+    source = torch.ones(_COPIED_BYTES, dtype=torch.uint8, device="cpu")
+    return _fastest_ns(partial(source.clone().copy_, source), 0)
+
+
+def _launch_ns() -> int:
+    one = torch.ones(1, device="cpu")
+    return _fastest_ns(partial(torch.add, one, one, out=one), 0)
+
+
+def _product_ns(dtype: torch.dtype) -> int:
+    matrix = torch.full((_SIDE, _SIDE), 0.5, dtype=dtype, device="cpu")
+    return _fastest_ns(partial(torch.mm, matrix, matrix, out=torch.empty_like(matrix)), 0)
+
+
 def _times(measurements: Mapping[str, Callable[[], int]]) -> dict[str, int]:
-    """Of each by its key, measured if it is not known."""
+    """Of each by its key, measured on real data if it is not known; graphs are planned under a mode of fake ones."""
     known = read_times()
-    times = {key: known.get(key) or max(1, measure()) for key, measure in measurements.items()}
+    with _torch_compat.no_fake_tensors(), torch.no_grad():
+        times = {key: known.get(key) or max(1, measure()) for key, measure in measurements.items()}
     if any(key not in known for key in times):
         keep_times(times)
     return times
@@ -96,10 +109,11 @@ def _page_fault_ns() -> int:
     """What a fault adds to the time of a kernel that touches memory first."""
     costs = []
     for _ in range(_RUNS):
-        fresh = torch.empty(_COPIED_BYTES, dtype=torch.uint8)
+        fresh = torch.empty(_COPIED_BYTES, dtype=torch.uint8, device="cpu")
         touch = partial(fresh.fill_, 1)
         (first_ns, faults), (again_ns, _) = _observe(touch), _observe(touch)
-        costs.append(max(0, first_ns - again_ns) // max(1, faults))
+        # Of huge pages there are fewer than a small output would have: one is not charged more than a common page.
+        costs.append(max(0, first_ns - again_ns) // max(faults, _COPIED_BYTES // mmap.PAGESIZE))
     return min(costs)
 
 

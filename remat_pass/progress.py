@@ -18,7 +18,7 @@ def shown_if_slow(items: Sequence[_T], title: str) -> Iterator[_T]:
     with Progress(console=Console(stderr=True), transient=True, auto_refresh=False, disable=True) as bar:
         task = bar.add_task(title, total=len(items))
         for done, item in enumerate(items):
-            if bar.disable and time.monotonic() - begin > _PATIENCE_SECONDS:
+            if bar.disable and bar.console.is_terminal and time.monotonic() - begin > _PATIENCE_SECONDS:
                 bar.disable = False
                 bar.start()
             bar.update(task, completed=done, refresh=True)

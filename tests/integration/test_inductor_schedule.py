@@ -141,3 +141,9 @@ def test_an_input_has_its_own_size_however_often_a_kernel_loads_it() -> None:
 
     found = schedule(trace(share_heads, (4, 32), (12, 32)))
     assert sorted(b.size_bytes for b in found.buffers if b.is_input) == [4 * 32 * 4, 12 * 32 * 4]
+
+
+def test_inputs_of_dynamic_shapes_have_the_size_that_inductor_hints_at() -> None:
+    module = make_fx(lambda a, b: [a[:, None] * b], tracing_mode="symbolic")(torch.empty(24), torch.empty(24, 10))
+    inputs = [b.size_bytes for b in schedule(module).buffers if b.is_input]
+    assert inputs and all(isinstance(size, int) and size > 0 for size in inputs)

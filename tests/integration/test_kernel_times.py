@@ -25,7 +25,7 @@ ROWS = floats(64, 32)
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where times are kept during a test, so that none are known when it begins."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    return tmp_path / "remat_pass" / "times"
+    return tmp_path / "remat_pass" / "kernel_times"
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_a_larger_product_takes_longer_and_is_timed_once_on_a_machine(measured: 
     assert len(measured) == 3
 
 
-def test_a_second_compilation_plans_with_the_times_of_the_first(measured: list[object]) -> None:
+def test_a_second_compilation_plans_with_the_times_of_the_first(measured: list[object], store: Path) -> None:
     first = trained()
     count = len(measured)
     assert count > 0
@@ -90,7 +90,12 @@ def test_a_second_compilation_plans_with_the_times_of_the_first(measured: list[o
     second = trained()
     assert len(measured) == count
     assert (second.plan_json, second.recompute_ns) == (first.plan_json, first.recompute_ns)
-    assert all(d.recompute_ns != 0 for d in first.decisions if d.op == "aten.addmm.default")
+    (kept,) = (json.loads(file.read_text())["times_ns"] for file in store.iterdir())
+    products = [d.recompute_ns for d in first.decisions if d.op == "aten.addmm.default"]
+    assert products and set(products) <= {ns for key, ns in kept.items() if key.startswith("aten.addmm")}
+    # Measured on real data, although a graph is planned under a mode of fake ones.
+    seconds = next(ns for key, ns in kept.items() if key.startswith("copy")) / 1e9
+    assert 2 * kernel_times._COPIED_BYTES / seconds < 5e11
 
 
 def test_nothing_is_timed_for_inference_or_under_the_default_cost_model(measured: list[object], store: Path) -> None:
@@ -118,7 +123,7 @@ def test_nothing_is_timed_under_a_profiler(measured: list[object]) -> None:
     assert kernel_times.time_kernels(products(16))["mm"] > 0
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"times_ns": 3', '{"machine": "x"}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"times_ns": 3', '{"times_ns": null}', '{"machine": "x"}'])
 def test_a_file_that_cannot_be_read_is_measured_anew(
     content: str, store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -128,7 +133,7 @@ def test_a_file_that_cannot_be_read_is_measured_anew(
     file.write_text(content)
     assert kernel_times.time_kernels(nodes)["mm"] > 0
     assert str(file) in caplog.text
-    assert json.loads(file.read_text())["machine"] == f"{kept_times.processor_name()}, torch {torch.__version__}"
+    assert json.loads(file.read_text())["machine"] == kept_times._machine()
 
 
 def test_times_that_cannot_be_kept_are_used_all_the_same(store: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -190,6 +195,7 @@ def test_what_takes_long_is_shown(terminal: _Terminal) -> None:
     assert "50%" in terminal.text and "75%" in terminal.text
 
 
-def test_what_is_quick_is_not_shown(terminal: _Terminal) -> None:
+def test_what_is_quick_is_not_shown(terminal: _Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_PATIENCE_SECONDS", 60)
     assert list(progress.shown_if_slow(range(100), "timing kernels")) == [*range(100)]
     assert terminal.text == ""

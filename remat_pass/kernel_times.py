@@ -28,8 +28,7 @@ _RUNS = 5
 _ENOUGH_NS = 500_000_000
 """No further run is made of an op that has taken so long."""
 
-_MEBIBYTE = 2**20
-_COPIED_BYTES = 64 * _MEBIBYTE
+_COPIED_BYTES = 64 * 2**20
 """More than most caches hold."""
 _SIDE = 512
 """Of the square matrices whose product tells what the processor can do."""
@@ -46,17 +45,19 @@ def time_kernels(nodes: Sequence[fx.Node]) -> dict[str, int]:
     be timed, too, nothing is measured.
     """
     runs = {node.name: run for node in nodes if (run := dummy_run(node))}
+    keys = {name: run.key for name, run in runs.items()}
     known = read_times()
-    missing = {run.key: run for run in runs.values() if run.key not in known}
+    missing = {key: runs[name] for name, key in keys.items() if key not in known}
     if missing and not _torch_compat.profiler_is_running():
-        fault_ns = _times({f"page fault, {torch.get_num_threads()} threads": _page_fault_ns}).popitem()[1]
+        fault = f"page fault, {torch.get_num_threads()} threads"
+        fault_ns = _times({fault: _page_fault_ns})[fault]
         found: dict[str, int] = {}
         for key, run in shown_if_slow([*missing.items()], "remat_pass: timing kernels"):
             if (ns := run.measure(lambda once: _fastest_ns(once, fault_ns))) is not None:
                 found[key] = ns
         keep_times(found)
         known |= found
-    return {name: known[run.key] for name, run in runs.items() if run.key in known}
+    return {name: known[key] for name, key in keys.items() if key in known}
 
 
 def rates_of(device_type: str, cost_model: str) -> DeviceRates:

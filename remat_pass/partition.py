@@ -114,9 +114,10 @@ def _rival(
     judge: Callable[[], Judgement],
 ) -> IncumbentPlan:
     """What torch's own partition is like; where it will not be chosen, a peak by simulation and no time."""
-    peak_bytes = evaluate(problem, Proposal(keep)).candidate.peak_bytes
-    if isinstance(memory_budget, int) and memory_budget < _FAR_BELOW * peak_bytes:
-        return IncumbentPlan(keep, Judgement(peak_bytes, 0), is_estimated=True)
+    if isinstance(memory_budget, int):
+        peak_bytes = evaluate(problem, Proposal(keep)).candidate.peak_bytes
+        if memory_budget < _FAR_BELOW * peak_bytes:
+            return IncumbentPlan(keep, Judgement(peak_bytes, 0), is_estimated=True)
     return IncumbentPlan(keep, judge())
 
 

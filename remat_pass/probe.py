@@ -84,9 +84,10 @@ def probe(node: fx.Node, *, layouts: Sequence[Layout] = ()) -> int | None:
     run = dummy_run(node, layouts)
     if run is None or _torch_compat.profiler_is_running():
         return None
-    if run.key not in _peaks:
-        _peaks[run.key] = run.measure(_torch_compat.allocation_peak)
-    return _peaks[run.key]
+    key = run.key
+    if key not in _peaks:
+        _peaks[key] = run.measure(_torch_compat.allocation_peak)
+    return _peaks[key]
 
 
 def dummy_run(node: fx.Node, layouts: Sequence[Layout] = ()) -> DummyRun | None:

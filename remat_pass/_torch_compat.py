@@ -403,36 +403,103 @@ def set_calls_apart(module: fx.GraphModule, count: int) -> None:
 
 
 def order_keeping_choices() -> Any:
-    """For `inductor_choices_class`: two loops are fused for what both load only if few library calls lie between them.
+    """For `inductor_choices_class`: two loops are fused only if the later one could run where the earlier one stands.
 
-    How many `set_calls_apart` says; graphs that it was not called for are left to Inductor.
+    It could if every library call whose result it needs has run by then. Not more than so many calls may lie between
+    the two, either: how many `set_calls_apart` says. Graphs that it was not called for are left to Inductor.
 
-    Inductor would run the later one where the earlier one stands. What a plan computes late, because there is no room
-    for it before, would then be there early: copies of one value would meet, and what is recomputed for one layer would
-    come with that for another. Close by, fusing spares loads and launches for little memory (2.13, 2.14).
+    Inductor would run both where the earlier one stands, and what the later one needs before. What a plan computes
+    late, because there is no room for it before, would then be there early: copies of one value would meet, and what is
+    recomputed for one layer would come with that for another. Close by, fusing spares loads and launches for little
+    memory (2.13, 2.14).
     """
     from torch._inductor.choices import InductorChoices
     from torch._inductor.virtualized import V
 
     class OrderKeepingChoices(InductorChoices):
         def __init__(self) -> None:
-            self.calls: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
+            self.calls: WeakKeyDictionary[Any, list[tuple[int, str]]] = WeakKeyDictionary()
 
         def uuid(self) -> str:
-            return "remat_pass: loops stay near the library calls they stand between"
+            return "remat_pass: loops stay between the library calls they stand between"
 
-        def can_fuse_horizontal(self, scheduler: Any, node1: Any, node2: Any, shared_data_score: int) -> bool:  # type: ignore[override]
-            if scheduler not in self.calls:
-                self.calls[scheduler] = sorted(n.min_order for n in scheduler.nodes if n.is_extern() or n.is_template())
-            first, last = min(node1.min_order, node2.min_order), max(node1.max_order, node2.max_order)
-            calls = self.calls[scheduler]
-            module: Any = V.graph.module
-            apart = module.meta.get(_CALLS_APART, len(calls))
-            if bisect(calls, last) - bisect(calls, first) > apart:
+        def can_fuse(self, scheduler: Any, node1: Any, node2: Any, shared_data_score: int) -> bool:  # type: ignore[override]
+            if not (node1.is_template() or node2.is_template() or self.keeps_order(scheduler, node1, node2)):
                 return False
-            return bool(InductorChoices.can_fuse_horizontal(scheduler, node1, node2, shared_data_score))
+            return bool(InductorChoices.can_fuse(scheduler, node1, node2, shared_data_score))
+
+        def keeps_order(self, scheduler: Any, node1: Any, node2: Any) -> bool:
+            module: Any = V.graph.module
+            apart = module.meta.get(_CALLS_APART)
+            if apart is None:
+                return True
+            if scheduler not in self.calls:
+                called = (n for n in scheduler.nodes if n.is_extern() or n.is_template())
+                self.calls[scheduler] = sorted((n.min_order, n.get_name()) for n in called)
+            calls = self.calls[scheduler]
+            first, later = sorted((node1, node2), key=lambda node: node.min_order)
+            last = max(node1.max_order, node2.max_order)
+            between = calls[bisect(calls, (first.min_order,)) : bisect(calls, (last,))]
+            return len(between) <= apart and not any(name in later.ancestors for _, name in between)
 
     return OrderKeepingChoices()
+
+
+def user_has_pass_after_autograd() -> bool:
+    """Whether the user has set Inductor's `post_grad_custom_pre_pass` (2.13, 2.14). While we compile, it is ours."""
+    from torch._inductor import config
+
+    return config.post_grad_custom_pre_pass not in (None, far_sums_apart())
+
+
+@cache
+def far_sums_apart() -> Any:
+    """For `post_grad_custom_pre_pass`: a product is added to something in one call only if few calls lie between.
+
+    How many `set_calls_apart` says; graphs that it was not called for are left to Inductor.
+
+    Inductor would turn product and sum into one `addmm` where the sum stands, and what is multiplied would be alive
+    until then: of a tied embedding that is the gradient of the logits, all of backward long. With a dimension put
+    between them the two do not match its pattern (`fx_passes/post_grad.py`, 2.13, 2.14).
+    """
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+
+    class FarSumsApart(CustomGraphPass):
+        def uuid(self) -> str:
+            return "remat_pass: products far from their sums stay where they are"
+
+        def __call__(self, graph: fx.Graph) -> None:
+            module: Any = graph.owning_module
+            apart = module.meta.get(_CALLS_APART)
+            if apart is not None:
+                _hide_far_products(graph, apart)
+
+    return FarSumsApart()
+
+
+def _hide_far_products(graph: fx.Graph, apart: int) -> None:
+    """Put a dimension of size 1 between products and their sums if more than so many calls lie between them."""
+    aten = torch.ops.aten
+    calls = 0
+    calls_before: dict[fx.Node, int] = {}
+    for node in list(graph.nodes):
+        calls_before[node] = calls
+        calls += getattr(node.target, "overloadpacket", None) in flop_registry
+        if node.target is not aten.add.Tensor or not all(isinstance(x, fx.Node) for x in node.args):
+            continue
+        for product in node.args:
+            far = product.target is aten.mm.default and calls - calls_before[product] - 1 > apart
+            if far and len(product.users) == 1 and product.meta["val"].shape == node.meta["val"].shape:
+                with graph.inserting_before(node):
+                    hidden = graph.call_function(aten.unsqueeze.default, (product, 0))
+                hidden.meta["val"] = product.meta["val"].unsqueeze(0)
+                node.replace_input_with(product, hidden)
+                with graph.inserting_after(node):
+                    shown = graph.call_function(aten.squeeze.dim, (node, 0))
+                shown.meta["val"] = node.meta["val"]
+                node.replace_all_uses_with(shown, lambda user, shown=shown: user is not shown)
+                node.meta["val"] = shown.meta["val"].unsqueeze(0)
+                break
 
 
 @dataclass(frozen=True, slots=True)

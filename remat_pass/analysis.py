@@ -101,6 +101,7 @@ def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[JointGr
         forward_outputs=tuple(i for i in forward_outputs if not values[i].needs_tangent),
         gradients=tuple(index[n] for n in joint.gradients if isinstance(n, fx.Node)),
         fuses=fuses,
+        joins_loops=fuses and device_type == "cpu",
         margin_permille=_margin_permille(joint, fuses, device_type),
         symbolic=any(v.size.expression for v in values),
     )

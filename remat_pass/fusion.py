@@ -1,13 +1,15 @@
 """Which values exist in memory when the lowering fuses, and when their kernels run: Inductor's rules, without torch.
 
     exists     a pointwise value that only generated kernels read is computed inside each of them. It is written to
-               memory if it is returned or saved, if an extern kernel reads it, or if it gathers so many loads that
-               computing it in several readers would cost more than loading it
+               memory if it is returned or saved, if an extern kernel reads it, or if several kernels read it and it
+               gathers so many loads, or in C++ such functions, that computing it in each would cost more
     runs at    a kernel is fused with the one that writes what it loads, or with one that loads the same, if both run
-               over the same extent. The later one is hoisted to the earlier one, if what it needs is there by then;
-               its output is alive from there on. Only a reduction of what the other writes is hoisted over more than
-               `RematProblem.calls_apart` library calls (`_torch_compat.order_keeping_choices`)
+               over the same extent. The later one is hoisted to the earlier one, if what it needs is there by then
+               and not more than `RematProblem.calls_apart` library calls lie between
+               (`_torch_compat.order_keeping_choices`); its output is alive from there on
     overwrite  a kernel may write over a value that it alone still reads
+    functions  in C++ all kernels between two library calls are one function (`RematProblem.joins_loops`): what it
+               writes is allocated before it, and what it reads is freed behind it
 
 These are the rules that decide peaks; Inductor has many more. The plan that is chosen by them is checked against
 Inductor's own schedule (`inductor_peak`).
@@ -29,6 +31,11 @@ _FUSING_READERS = (Kind.POINTWISE, Kind.REDUCTION, Kind.VIEW, Kind.SYMBOL)
 _LOOPS = (Kind.POINTWISE, Kind.REDUCTION)
 _CALLS = (Kind.EXTERN, Kind.RANDOM)
 
+_COMPUTED_ONCE = tuple(f"aten.{op}" for op in ("exp", "log", "log10", "log1p", "log2", "sigmoid", "tanh"))
+"""In C++, what takes one of these is not computed in several readers, however little it loads."""
+_WRITTEN = ("prims.inductor_random",)
+"""Written to memory wherever more than one kernel reads it."""
+
 _REALIZE_READS = 4
 """Inductor computes a value in each of several readers only up to this many loads (`realize_reads_threshold`)."""
 
@@ -41,14 +48,17 @@ class Kernels:
     """Whether a step writes memory; bool."""
     runs_at: np.ndarray
     """Position at which its kernel runs; int64."""
-    may_overwrite: list[tuple[int, int]]
-    """(new, old): the value at `new` may take the storage of the one at `old`."""
+    may_overwrite: tuple[np.ndarray, np.ndarray]
+    """New and old values of one size: a new one may take the storage of an old one that ends there; int64."""
+    begins: np.ndarray
+    ends: np.ndarray
+    """First and last position of the generated function or library call that each position is part of; int64."""
 
 
 def unfused_kernels(program: Program) -> Kernels:
     """One kernel per step, where it stands."""
-    count = len(program.values)
-    return Kernels(np.ones(count, dtype=bool), np.arange(count), [])
+    positions = np.arange(len(program.values))
+    return Kernels(np.ones(len(positions), dtype=bool), positions, (positions[:0], positions[:0]), positions, positions)
 
 
 def fused_kernels(problem: RematProblem, program: Program) -> Kernels:
@@ -59,7 +69,8 @@ def fused_kernels(problem: RematProblem, program: Program) -> Kernels:
     loops = np.flatnonzero(problem.is_kind(*_LOOPS)[steps] & exists)
     loaded, bounds = _through(program, ~exists | is_view, loops)
     runs_at = _hoisted(problem, program, loops, loaded, bounds)
-    return Kernels(exists, runs_at, _overwrites(program, loops, loaded, bounds, runs_at))
+    begins, ends = _functions(problem, program)
+    return Kernels(exists, runs_at, _may_overwrite(problem, program, loops, loaded, bounds, runs_at), begins, ends)
 
 
 def _through(program: Program, is_open: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +113,7 @@ def _exists(problem: RematProblem, program: Program, is_view: np.ndarray) -> np.
     steps = program.steps
     kernels = np.flatnonzero(~is_view)
     read, bounds = _through(program, is_view, kernels)
-    must = ~problem.is_kind(Kind.POINTWISE)[steps]
+    must = (~problem.is_kind(Kind.POINTWISE) | problem.is_op(*_WRITTEN))[steps]
     kept = np.zeros(len(steps), dtype=bool)
     kept[[*program.saved, *program.returned, *program.output_positions(problem)]] = True
     must[_through(program, is_view, np.flatnonzero(kept & is_view))[0]] = True
@@ -111,16 +122,40 @@ def _exists(problem: RematProblem, program: Program, is_view: np.ndarray) -> np.
     must[read[~problem.is_kind(*_FUSING_READERS)[steps[readers]]]] = True
     several = (np.bincount(read, minlength=len(steps)) > 1).tolist()
     loads = [1] * len(steps)
+    computes_much = (problem.is_op(*_COMPUTED_ONCE)[steps] & problem.joins_loops).tolist()
+    much = [False] * len(steps)
     exists = must.copy()
     rows, reads = np.flatnonzero(~must[kernels]), read.tolist()
     of_row = zip(kernels[rows].tolist(), bounds[rows].tolist(), bounds[rows + 1].tolist(), strict=True)
     for p, first, end in of_row:
         count = sum([loads[r] for r in reads[first:end]])
-        if count > _REALIZE_READS and several[p]:
+        is_much = computes_much[p] or any([much[r] for r in reads[first:end]])
+        if several[p] and (is_much or count > _REALIZE_READS):
             exists[p] = True
         else:
-            loads[p] = count
+            loads[p], much[p] = count, is_much
+    reused = np.flatnonzero(exists & ~must).tolist()
+    if reused:
+        _inline_into_one_kernel(exists, reused, kernels.tolist(), reads, bounds.tolist())
     return exists
+
+
+def _inline_into_one_kernel(
+    exists: np.ndarray, reused: list[int], kernels: list[int], reads: list[int], bounds: list[int]
+) -> None:
+    """What several values read that end up in one kernel is not written: that kernel computes it, once."""
+    none, several = -1, -2
+    kernel_of = [none] * len(exists)
+    candidates = set(reused)
+    for row in range(len(kernels) - 1, -1, -1):
+        p = kernels[row]
+        if p < reused[0]:
+            break
+        if p in candidates and kernel_of[p] >= 0:
+            exists[p] = False
+        kernel = p if exists[p] else kernel_of[p]
+        for r in reads[bounds[row] : bounds[row + 1]]:
+            kernel_of[r] = kernel if kernel_of[r] in (none, kernel) else several
 
 
 def _hoisted(
@@ -149,15 +184,12 @@ def _hoisted(
     # When the kernels run that load a storage at an extent, in order.
     moments: list[list[int]] = [[] for _ in keys]
     sources = loaded.tolist()
-    reduces = (sizes[loops] < extents).tolist()
-    for p, behind, may_pass, (first, end) in zip(
-        loops.tolist(), behind_call, reduces, pairwise(bounds.tolist()), strict=True
-    ):
+    for p, behind, (first, end) in zip(loops.tolist(), behind_call, pairwise(bounds.tolist()), strict=True):
         begin = program.forward_end if p >= program.forward_end else 0
         ready = max([begin, *[ready_at[s] for s in sources[first:end] if s >= begin]])
         best = p
         for s, may in zip(sources[first:end], may_follow[first:end], strict=True):
-            if may and ready <= ready_at[s] < best and (ready_at[s] >= behind or may_pass):
+            if may and max(ready, behind) <= ready_at[s] < best:
                 best = ready_at[s]
         mine = [key for key in reads[first:end] if key >= 0]
         for key in mine:
@@ -172,19 +204,31 @@ def _hoisted(
     return runs_at
 
 
-def _overwrites(
-    program: Program, loops: np.ndarray, loaded: np.ndarray, bounds: np.ndarray, runs_at: np.ndarray
-) -> list[tuple[int, int]]:
-    """At most one old value per new one: the first that no other kernel of the same moment reads."""
+def _may_overwrite(
+    problem: RematProblem,
+    program: Program,
+    loops: np.ndarray,
+    loaded: np.ndarray,
+    bounds: np.ndarray,
+    runs_at: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`Kernels.may_overwrite`."""
     new = np.repeat(loops, np.diff(bounds))
     at = runs_at[new]
     _, which, loads = np.unique(loaded * len(runs_at) + at, return_inverse=True, return_counts=True)
-    begin = np.where(new >= program.forward_end, program.forward_end, 0)
-    may = (loads[which] == 1) & (loaded >= begin) & (runs_at[loaded] < at)
-    pairs: dict[int, int] = {}
-    taken: set[int] = set()
-    for p, s in zip(new[may].tolist(), loaded[may].tolist(), strict=True):
-        if p not in pairs and s not in taken:
-            taken.add(s)
-            pairs[p] = s
-    return list(pairs.items())
+    returned = np.zeros(len(runs_at), dtype=bool)
+    returned[program.output_positions(problem)] = True
+    sizes = problem.size_bytes[program.steps]
+    may = (loads[which] == 1) & ~returned[loaded] & (runs_at[loaded] < at) & (sizes[loaded] == sizes[new])
+    return new[may], loaded[may]
+
+
+def _functions(problem: RematProblem, program: Program) -> tuple[np.ndarray, np.ndarray]:
+    """`Kernels.begins` and `Kernels.ends`."""
+    positions = np.arange(len(program.values))
+    if not problem.joins_loops:
+        return positions, positions
+    calls = np.flatnonzero(problem.runs_alone[program.steps])
+    bounds = np.unique(np.concatenate(([0, program.forward_end, len(positions)], calls, calls + 1)))
+    which = np.searchsorted(bounds, positions, side="right") - 1
+    return bounds[which], bounds[which + 1] - 1

@@ -10,15 +10,16 @@ returns, saved values on to their last use in backward, tangents from the start 
 Inputs and what the caller keeps are not counted.
 
 Where the lowering fuses (`RematProblem.fuses`), `fusion` says which values exist at all and when their kernels run. A
-value that does not exist takes no bytes and keeps what it is computed from alive instead.
+value that does not exist takes no bytes and keeps what it is computed from alive instead, until the kernels run that
+compute it.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from remat_pass.fusion import fused_kernels, unfused_kernels
-from remat_pass.problem import RematProblem
+from remat_pass.fusion import Kernels, fused_kernels, unfused_kernels
+from remat_pass.problem import Kind, RematProblem
 from remat_pass.schedule import Program
 
 
@@ -46,28 +47,52 @@ def simulate(problem: RematProblem, program: Program) -> Liveness:
     kernels = fused_kernels(problem, program) if problem.fuses else unfused_kernels(program)
     runs_at, exists = kernels.runs_at, kernels.exists
     last_use = _last_uses(problem, program, runs_at, exists)
-    born = np.where(exists, problem.size_bytes[steps], 0)
-    for new, old in kernels.may_overwrite:
-        if born[new] == born[old] and last_use[old] == runs_at[new]:
-            last_use[old] -= 1
+    in_memory = exists & ~_stays_in_its_kernel(problem, program, runs_at, last_use)
+    born = np.where(in_memory, problem.size_bytes[steps], 0)
+    begin, end = kernels.begins[runs_at], kernels.ends[last_use]
+    for new, old in _overwrites(kernels, born, last_use):
+        end[old] = begin[new] - 1
     workspace = problem.workspace_bytes[steps]
-    begin = runs_at
     # Tangents are all there when backward starts.
     begin[program.forward_end : program.forward_end + len(problem.tangents)] = program.forward_end
-    alive = _add_up(problem, program, born, begin, last_use) + workspace
+    alive = _add_up(problem, program, born, begin, end) + workspace
     at = int(alive.argmax()) if len(alive) else 0
-    return Liveness(int(alive.max(initial=0)), at, alive, born, begin, last_use, workspace)
+    return Liveness(int(alive.max(initial=0)), at, alive, born, begin, end, workspace)
+
+
+def _stays_in_its_kernel(
+    problem: RematProblem, program: Program, runs_at: np.ndarray, last_use: np.ndarray
+) -> np.ndarray:
+    """Which values only the kernel that computes them reads: it keeps them in registers; shape (steps,), bool."""
+    stays = problem.is_kind(Kind.POINTWISE, Kind.REDUCTION)[program.steps] & (last_use == runs_at) & problem.fuses
+    stays[[*program.saved, *program.returned, *program.output_positions(problem)]] = False
+    return stays
+
+
+def _overwrites(kernels: Kernels, born: np.ndarray, last_use: np.ndarray) -> list[tuple[int, int]]:
+    """(new, old): the value at `new` takes the storage of the one at `old`, the first that only it still reads."""
+    new, old = kernels.may_overwrite
+    may = (born[new] == born[old]) & (last_use[old] == kernels.runs_at[new])
+    pairs: dict[int, int] = {}
+    taken: set[int] = set()
+    for p, s in zip(new[may].tolist(), old[may].tolist(), strict=True):
+        if p not in pairs and s not in taken:
+            taken.add(s)
+            pairs[p] = s
+    return list(pairs.items())
 
 
 def _last_uses(problem: RematProblem, program: Program, runs_at: np.ndarray, exists: np.ndarray) -> np.ndarray:
     """For every step the position after which its storage is free."""
     values, steps = problem.values, program.values
     count = len(steps)
-    last_use = np.arange(count)
+    is_open = ~exists | (problem.is_kind(Kind.VIEW)[program.steps] & problem.fuses)
+    last_use = np.where(is_open, 0, runs_at)
     last_use[program.output_positions(problem)] = program.forward_end - 1
     last_use[program.saved] = np.maximum(last_use[program.saved], program.forward_end)
     last_use[program.returned] = count - 1
-    np.maximum.at(last_use, program.read, runs_at[program.readers])
+    by_kernel = ~is_open[program.readers]
+    np.maximum.at(last_use, program.read[by_kernel], runs_at[program.readers[by_kernel]])
     # What a view or a value that is never stored reads is in use as long as that value is itself.
     passes_on = problem.has_holds[program.steps] | ~exists
     ends: list[int] = last_use.tolist()

@@ -34,7 +34,7 @@ from remat_pass.step_time import time_first_steps
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 7
+_FORMAT = 8
 """Of what is cached: plans and reports of another one are not used."""
 
 _collected: contextvars.ContextVar[list[RematReport] | None] = contextvars.ContextVar("remat_reports", default=None)

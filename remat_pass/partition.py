@@ -157,6 +157,8 @@ def inductor_patches(options: Options) -> dict[str, Any]:
         frugal["allow_buffer_reuse"] = False
         if not _torch_compat.user_has_choices():
             frugal["inductor_choices_class"] = _torch_compat.order_keeping_choices
+        if not _torch_compat.user_has_pass_after_autograd():
+            frugal["post_grad_custom_pre_pass"] = _torch_compat.far_sums_apart()
     return {**frugal, **dict(options.inductor)}
 
 

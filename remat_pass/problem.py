@@ -126,6 +126,8 @@ class RematProblem:
     gradients: tuple[int, ...]
     fuses: bool = False
     """Whether the lowering fuses pointwise values into their readers (Inductor), so that they never exist."""
+    joins_loops: bool = False
+    """Whether it makes one function of all it generates between two library calls (Inductor's C++)."""
     calls_apart: int = 8
     """Over how many library calls such a lowering may move a loop to another one that loads the same."""
     margin_permille: int = 0
@@ -189,14 +191,30 @@ class RematProblem:
         """Whether each value keeps a storage of another alive; shape (values,), bool."""
         return np.array([bool(v.holds) for v in self.values], dtype=bool)
 
+    @cached_property
+    def runs_alone(self) -> np.ndarray:
+        """Whether each value is a library call's, or a part of one's, or a tangent; shape (values,), bool."""
+        kinds = (self.values[v.reads[0]].kind if v.kind is Kind.PART else v.kind for v in self.values)
+        return np.array([kind in (Kind.EXTERN, Kind.RANDOM, Kind.TANGENT) for kind in kinds], dtype=bool)
+
     def is_kind(self, *kinds: Kind) -> np.ndarray:
         """Whether each value is of one of the kinds; shape (values,), bool."""
         if kinds not in self._of_kind:
             self._of_kind[kinds] = np.array([v.kind in kinds for v in self.values], dtype=bool)
         return self._of_kind[kinds]
 
+    def is_op(self, *names: str) -> np.ndarray:
+        """Whether each value is of one of the ops, such as "aten.exp", in any overload; shape (values,), bool."""
+        if names not in self._of_op:
+            self._of_op[names] = np.array([v.op.rpartition(".")[0] in names for v in self.values], dtype=bool)
+        return self._of_op[names]
+
     @cached_property
     def _of_kind(self) -> dict[tuple[Kind, ...], np.ndarray]:
+        return {}
+
+    @cached_property
+    def _of_op(self) -> dict[tuple[str, ...], np.ndarray]:
         return {}
 
     @cached_property

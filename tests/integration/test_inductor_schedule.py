@@ -118,6 +118,45 @@ def test_a_loop_passes_few_library_calls_to_one_that_loads_the_same() -> None:
         assert (kernel_with(kept, "cos") == kernel_with(kept, "sin")) is (count <= apart)
 
 
+def test_a_loop_passes_no_library_call_that_it_needs() -> None:
+    """Inductor would run the call before both, and its result would be there too early."""
+
+    def run(x: Tensor, y: Tensor, w: Tensor) -> list[Tensor]:
+        early = x.sin() @ w
+        product = y @ w
+        return [early, (x.cos() * product) @ w]
+
+    module = trace(run, (64, 64), (64, 64), (64, 64))
+    _torch_compat.set_calls_apart(module, 8)
+    found = schedule(module, reorder_for_peak_memory=False)
+    assert kernel_with(found, "cos") == kernel_with(found, "sin") > kernel_with(found, "mm_1")
+    choices = _torch_compat.order_keeping_choices
+    kept = schedule(module, reorder_for_peak_memory=False, inductor_choices_class=choices)
+    assert kernel_with(kept, "cos") > kernel_with(kept, "mm_1") > kernel_with(kept, "sin")
+
+
+def test_a_product_far_from_its_sum_stays_where_it_is() -> None:
+    """Inductor would run it with the sum, and what is multiplied would be alive until then (tied embeddings)."""
+
+    def run(x: Tensor, w: Tensor, between: Tensor) -> list[Tensor]:
+        product = x.sin() @ w
+        for _ in range(3):
+            between = between.cos() @ w
+        return [product + between.sum()[None, None].expand(64, 64).exp()]
+
+    module = trace(run, (64, 64), (64, 64), (64, 64))
+    for apart, kept in ((2, True), (3, False)):
+        _torch_compat.set_calls_apart(module, apart)
+        found = schedule(module, post_grad_custom_pre_pass=_torch_compat.far_sums_apart())
+        assert calls_before(found, "mm" if kept else "addmm_default") == (0 if kept else 3)
+        assert any("addmm_default" in names for names in found.kernels) is not kept
+    assert calls_before(schedule(module), "addmm_default") == 3
+
+
+def calls_before(found: InductorSchedule, op: str) -> int:
+    return sum(found.is_call[: kernel_with(found, op)])
+
+
 def test_loops_up_to_a_library_call_are_one_function_in_cpp() -> None:
     """What they write is allocated before it, and what they read is freed behind it."""
     module = trace(lambda x, y, w: [x.sin().sum(), y.cos().sum(0) @ w, y.exp().sum()], (64, 64), (32, 64), (64, 64))

@@ -343,14 +343,124 @@ def test_a_kernel_that_loads_the_same_value_is_hoisted_to_the_earlier_one() -> N
 def test_kernels_that_load_the_same_value_meet_over_few_library_calls_only() -> None:
     #                                                          mm early+late between late out t g
     assert alive(loads_twice(Kind.EXTERN, late_mib=4), "") == [4, 12, 10, 10, 11, 1, 2]
-    #                                                          mm early between late out t g
-    assert alive(replace(loads_twice(Kind.EXTERN, late_mib=4), calls_apart=0), "") == [4, 8, 10, 14, 11, 1, 2]
+    #                                                          mm early between late out t g: late is written over mm
+    assert alive(replace(loads_twice(Kind.EXTERN, late_mib=4), calls_apart=0), "") == [4, 8, 10, 10, 11, 1, 2]
 
 
-def test_a_reduction_passes_any_library_call_to_the_kernel_that_writes_what_it_reads() -> None:
-    problem = replace(loads_twice(Kind.EXTERN, late_mib=1, late="early"), calls_apart=0)
+def test_a_reduction_meets_the_kernel_that_writes_what_it_reads_over_few_library_calls_only() -> None:
+    problem = loads_twice(Kind.EXTERN, late_mib=1, late="early")
     #                            mm early+late between out t g
     assert alive(problem, "") == [4, 5, 7, 7, 8, 1, 2]
+    #                                                     mm early between late out t g
+    assert alive(replace(problem, calls_apart=0), "") == [4, 4, 6, 7, 8, 1, 2]
+
+
+def test_a_kernel_that_is_hoisted_is_done_there_with_what_it_reads_through_others() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("mm", "x", mib=4)
+    draft.op("wide", "x", mib=4)
+    draft.op("early", "mm wide", mib=4, kind=Kind.POINTWISE)
+    draft.op("between", "early", mib=1)
+    draft.op("inside", "wide", mib=4, kind=Kind.POINTWISE)
+    draft.op("late", "mm inside", mib=4, kind=Kind.POINTWISE)
+    draft.op("out", "between late")
+    draft.tangent("t")
+    draft.backward("g", "t")
+    problem = draft.build(outputs="out", gradients="g", fuses=True)
+    #                           mm wide early+late between inside late out: the two that it reads are free from there on
+    assert alive(problem, "")[:7] == [4, 8, 16, 9, 5, 5, 6]
+
+
+def between_two_calls(**more: object) -> RematProblem:
+    """One loop after another from one library call to the next."""
+    draft = Draft()
+    draft.input("x")
+    draft.op("mm", "x", mib=4)
+    draft.op("first", "mm", mib=2, kind=Kind.REDUCTION)
+    draft.op("second", "first", mib=3, kind=Kind.REDUCTION)
+    draft.op("out", "second")
+    draft.tangent("t")
+    draft.backward("g", "t")
+    return draft.build(outputs="out", gradients="g", fuses=True, **more)
+
+
+def test_loops_up_to_a_library_call_are_one_function_in_cpp() -> None:
+    #                                       mm first second out t g
+    assert alive(between_two_calls(), "") == [4, 6, 5, 4, 1, 2]
+    #                                                         mm [first second] out t g
+    assert alive(between_two_calls(joins_loops=True), "") == [4, 9, 9, 4, 1, 2]
+
+
+def test_parts_of_a_library_call_are_none_of_such_a_function() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("before", "x", mib=2, kind=Kind.REDUCTION)
+    draft.several("call", "before", {"part": 4})
+    draft.op("after", "part", mib=1, kind=Kind.REDUCTION)
+    draft.op("out", "after")
+    draft.tangent("t")
+    draft.backward("g", "t")
+    problem = draft.build(outputs="out", gradients="g", fuses=True, joins_loops=True)
+    #                             before call part after out t g
+    assert alive(problem, "")[:5] == [2, 6, 4, 5, 2]
+
+
+def read_by_two_kernels(op: str) -> RematProblem:
+    """A pointwise value that a kernel reads before a library call, and another one behind it."""
+    draft = Draft()
+    draft.input("x")
+    draft.op("mm", "x", mib=2)
+    draft.op("value", "mm", mib=4, kind=Kind.POINTWISE)
+    draft.values[-1] = replace(draft.values[-1], op=op)
+    draft.op("early", "value", mib=1, kind=Kind.REDUCTION)
+    draft.op("between", "early", mib=8)
+    draft.op("late", "value between", mib=8, kind=Kind.POINTWISE)
+    draft.op("out", "late")
+    draft.tangent("t")
+    draft.backward("g", "t")
+    return draft.build(outputs="out", gradients="g", fuses=True)
+
+
+def test_what_takes_long_is_computed_once_in_cpp() -> None:
+    for op, in_cpp in (("aten.neg.default", 0), ("aten.exp.default", 4)):
+        problem = read_by_two_kernels(op)
+        #                                 mm value early between
+        assert alive(problem, "")[3] == 2 + 1 + 8
+        on_cpu = alive(replace(problem, joins_loops=True), "")[3]
+        assert on_cpu == (in_cpp or 2) + 1 + 8
+
+
+def test_random_numbers_are_written_where_two_kernels_read_them() -> None:
+    assert alive(read_by_two_kernels("prims.inductor_random.default"), "")[3] == 4 + 1 + 8
+
+
+def test_what_several_values_of_one_kernel_read_stays_in_its_registers() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("mm", "x", mib=4)
+    draft.op("sigmoid", "mm", mib=4, kind=Kind.POINTWISE)
+    draft.values[-1] = replace(draft.values[-1], op="aten.sigmoid.default")
+    draft.op("one", "sigmoid", mib=4, kind=Kind.POINTWISE)
+    draft.op("other", "sigmoid", mib=4, kind=Kind.POINTWISE)
+    draft.op("both", "one other mm", mib=4, kind=Kind.POINTWISE)
+    draft.op("out", "both mm")
+    draft.tangent("t")
+    draft.backward("g", "t")
+    problem = draft.build(outputs="out", gradients="g", fuses=True, joins_loops=True)
+    assert max(alive(problem, "")) == 4 + 4 + 1  # mm, both, out
+
+
+def test_backward_may_write_over_what_was_saved_for_it_alone() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("mm", "x", mib=4)
+    draft.op("out", "mm")
+    draft.tangent("t")
+    draft.backward("g", "t mm", mib=4, kind=Kind.POINTWISE)
+    #                                                                               mm out t g
+    assert alive(draft.build(outputs="out", gradients="g", fuses=True), "mm") == [4, 5, 5, 5]
+    assert alive(draft.build(outputs="out mm", gradients="g", fuses=True), "mm") == [4, 5, 5, 9]
 
 
 def test_saved_and_returned_values_exist_where_others_fuse() -> None:

@@ -121,15 +121,12 @@ def test_a_tied_embedding_does_not_keep_the_gradient_of_the_logits_alive() -> No
     """Inductor would add up the two gradients of the weight in one call, at the end of backward."""
     module, tokens = Tied(), torch.randint(512, (8, 256))
     wanted = gradients(module, module, tokens)
-    gradients(torch.compile(module, backend="remat", options={"lowering": "eager"}), module, tokens)
-    least = remat_pass.reports()[-1].least_peak_bytes
-    torch._dynamo.reset()
-
-    step = torch.compile(module, backend="remat", options={"memory_budget": least})
+    budget = 9 * 2**20  # with those 4 MiB nothing fits below 11.9 MiB
+    step = torch.compile(module, backend="remat", options={"memory_budget": budget})
     assert_close(gradients(step, module, tokens), wanted)
     report = remat_pass.reports()[-1]
     measured = peak(step, module, tokens)
-    assert measured <= least
+    assert measured <= budget
     assert abs(report.predicted_peak_bytes - measured) <= 0.02 * measured
 
 

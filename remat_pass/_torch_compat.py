@@ -381,14 +381,14 @@ def configured_choices() -> Iterator[None]:
             yield
 
 
-def user_has_choices() -> bool:
-    """Whether the user has set Inductor's `inductor_choices_class` (2.13, 2.14).
+def user_has_set(option: str, ours: Any) -> bool:
+    """Whether the user has given a value to one of Inductor's options that are None by default (2.13, 2.14).
 
-    While we compile, it is what we set.
+    While we compile, it has ours.
     """
     from torch._inductor import config
 
-    return config.inductor_choices_class not in (None, order_keeping_choices)
+    return getattr(config, option) not in (None, ours)
 
 
 _CALLS_APART = "remat_pass_calls_apart"
@@ -445,13 +445,6 @@ def order_keeping_choices() -> Any:
     return OrderKeepingChoices()
 
 
-def user_has_pass_after_autograd() -> bool:
-    """Whether the user has set Inductor's `post_grad_custom_pre_pass` (2.13, 2.14). While we compile, it is ours."""
-    from torch._inductor import config
-
-    return config.post_grad_custom_pre_pass not in (None, far_sums_apart())
-
-
 @cache
 def far_sums_apart() -> Any:
     """For `post_grad_custom_pre_pass`: a product is added to something in one call only if few calls lie between.
@@ -482,24 +475,32 @@ def _hide_far_products(graph: fx.Graph, apart: int) -> None:
     aten = torch.ops.aten
     calls = 0
     calls_before: dict[fx.Node, int] = {}
+
+    def is_far(x: Any, total: fx.Node) -> bool:
+        if x.target is not aten.mm.default or calls - calls_before[x] - 1 <= apart:
+            return False
+        return len(x.users) == 1 and bool(x.meta["val"].shape == total.meta["val"].shape)
+
     for node in list(graph.nodes):
         calls_before[node] = calls
         calls += getattr(node.target, "overloadpacket", None) in flop_registry
-        if node.target is not aten.add.Tensor or not all(isinstance(x, fx.Node) for x in node.args):
-            continue
-        for product in node.args:
-            far = product.target is aten.mm.default and calls - calls_before[product] - 1 > apart
-            if far and len(product.users) == 1 and product.meta["val"].shape == node.meta["val"].shape:
-                with graph.inserting_before(node):
-                    hidden = graph.call_function(aten.unsqueeze.default, (product, 0))
-                hidden.meta["val"] = product.meta["val"].unsqueeze(0)
-                node.replace_input_with(product, hidden)
-                with graph.inserting_after(node):
-                    shown = graph.call_function(aten.squeeze.dim, (node, 0))
-                shown.meta["val"] = node.meta["val"]
-                node.replace_all_uses_with(shown, lambda user, shown=shown: user is not shown)
-                node.meta["val"] = shown.meta["val"].unsqueeze(0)
-                break
+        if node.target is aten.add.Tensor and all(isinstance(x, fx.Node) for x in node.args):
+            far = [x for x in node.args if is_far(x, node)]
+            if far:
+                _add_with_a_dimension_more(graph, node, far[0])
+
+
+def _add_with_a_dimension_more(graph: fx.Graph, total: fx.Node, product: fx.Node) -> None:
+    aten = torch.ops.aten
+    with graph.inserting_before(total):
+        hidden = graph.call_function(aten.unsqueeze.default, (product, 0))
+    hidden.meta["val"] = product.meta["val"].unsqueeze(0)
+    total.replace_input_with(product, hidden)
+    with graph.inserting_after(total):
+        shown = graph.call_function(aten.squeeze.dim, (total, 0))
+    shown.meta["val"] = total.meta["val"]
+    total.replace_all_uses_with(shown, lambda user: user is not shown)
+    total.meta["val"] = shown.meta["val"].unsqueeze(0)
 
 
 @dataclass(frozen=True, slots=True)

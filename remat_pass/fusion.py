@@ -49,7 +49,7 @@ class Kernels:
     runs_at: np.ndarray
     """Position at which its kernel runs; int64."""
     may_overwrite: tuple[np.ndarray, np.ndarray]
-    """New and old values of one size: a new one may take the storage of an old one that ends there; int64."""
+    """New and old values: a new one may take the storage of an old one of its size that ends there; int64."""
     begins: np.ndarray
     ends: np.ndarray
     """First and last position of the generated function or library call that each position is part of; int64."""
@@ -115,7 +115,7 @@ def _exists(problem: RematProblem, program: Program, is_view: np.ndarray) -> np.
     read, bounds = _through(program, is_view, kernels)
     must = (~problem.is_kind(Kind.POINTWISE) | problem.is_op(*_WRITTEN))[steps]
     kept = np.zeros(len(steps), dtype=bool)
-    kept[[*program.saved, *program.returned, *program.output_positions(problem)]] = True
+    kept[program.kept_positions(problem)] = True
     must[_through(program, is_view, np.flatnonzero(kept & is_view))[0]] = True
     must |= kept
     readers = np.repeat(kernels, np.diff(bounds))
@@ -218,8 +218,7 @@ def _may_overwrite(
     _, which, loads = np.unique(loaded * len(runs_at) + at, return_inverse=True, return_counts=True)
     returned = np.zeros(len(runs_at), dtype=bool)
     returned[program.output_positions(problem)] = True
-    sizes = problem.size_bytes[program.steps]
-    may = (loads[which] == 1) & ~returned[loaded] & (runs_at[loaded] < at) & (sizes[loaded] == sizes[new])
+    may = (loads[which] == 1) & ~returned[loaded] & (runs_at[loaded] < at)
     return new[may], loaded[may]
 
 

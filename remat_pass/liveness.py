@@ -65,7 +65,7 @@ def _stays_in_its_kernel(
 ) -> np.ndarray:
     """Which values only the kernel that computes them reads: it keeps them in registers; shape (steps,), bool."""
     stays = problem.is_kind(Kind.POINTWISE, Kind.REDUCTION)[program.steps] & (last_use == runs_at) & problem.fuses
-    stays[[*program.saved, *program.returned, *program.output_positions(problem)]] = False
+    stays[program.kept_positions(problem)] = False
     return stays
 
 

@@ -148,17 +148,18 @@ def stricter_orders(problem: RematProblem, patches: dict[str, Any]) -> list[Rema
 def inductor_patches(options: Options) -> dict[str, Any]:
     """The Inductor options that graphs are compiled with.
 
-    Under a budget loops stay near the place where the plan has them, and a dead buffer is freed rather than
-    kept for the next one of its size, which Inductor allows itself up to its own estimate of the peak. A caching
+    Under a budget loops and products stay near the place where the plan has them, and a dead buffer is freed rather
+    than kept for the next one of its size, which Inductor allows itself up to its own estimate of the peak. A caching
     allocator makes that free. The user's own settings go first.
     """
     frugal: dict[str, Any] = {}
     if options.memory_budget is not None:
         frugal["allow_buffer_reuse"] = False
-        if not _torch_compat.user_has_choices():
-            frugal["inductor_choices_class"] = _torch_compat.order_keeping_choices
-        if not _torch_compat.user_has_pass_after_autograd():
-            frugal["post_grad_custom_pre_pass"] = _torch_compat.far_sums_apart()
+        ours = {
+            "inductor_choices_class": _torch_compat.order_keeping_choices,
+            "post_grad_custom_pre_pass": _torch_compat.far_sums_apart(),
+        }
+        frugal |= {option: value for option, value in ours.items() if not _torch_compat.user_has_set(option, value)}
     return {**frugal, **dict(options.inductor)}
 
 

@@ -129,7 +129,7 @@ class RematProblem:
     joins_loops: bool = False
     """Whether it makes one function of all it generates between two library calls (Inductor's C++)."""
     calls_apart: int = 8
-    """Over how many library calls such a lowering may move a loop to another one that loads the same."""
+    """Over how many library calls such a lowering may move a loop to one that writes or loads what it loads."""
     margin_permille: int = 0
     """Stated prediction error of the lowering, in thousandths of the peak."""
     resident_forward_bytes: int = 0

@@ -85,6 +85,10 @@ class Program:
         read = self.read.tolist()
         return [read[a:b] for a, b in pairwise(self.bounds.tolist())]
 
+    def kept_positions(self, problem: RematProblem) -> list[int]:
+        """Positions of what is needed after the kernel that computes it: saved values and results of both programs."""
+        return [*self.saved, *self.returned, *self.output_positions(problem)]
+
     def output_positions(self, problem: RematProblem) -> list[int]:
         """Positions of what forward returns to the caller."""
         outputs = set(problem.forward_outputs)

@@ -527,6 +527,8 @@ class InductorSchedule:
     """Whether Inductor generates the kernel."""
     is_call: tuple[bool, ...]
     """Whether the kernel is a call of a library. Neither: a place to concatenate in, a part of what a call returned."""
+    is_update: tuple[bool, ...]
+    """Whether it is a call that writes its result over a tensor that it is given."""
     call_layouts: tuple[tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], ...]
     """Shape and strides of the tensors that each library call is given, in its order; empty for what is none."""
     moved_bytes: tuple[int, ...]
@@ -538,7 +540,7 @@ class InductorSchedule:
     """Of what the graph returns, in elements; None where it is no tensor or its strides are not known as numbers."""
 
 
-_EMPTY_SCHEDULE = InductorSchedule((), (), (), (), (), (), {}, ())
+_EMPTY_SCHEDULE = InductorSchedule((), (), (), (), (), (), (), {}, ())
 
 
 class _ScheduleIsKnown(Exception):
@@ -600,6 +602,7 @@ def _read_schedule(
         kernels=tuple(tuple(name for k in of for name in _origins(nodes[k])) for of in members),
         is_loop=tuple(all(is_loop[k] for k in of) for of in members),
         is_call=tuple(any(_is_library_call(part) for k in of for part in nodes[k].get_nodes()) for of in members),
+        is_update=tuple(any(_is_update(part) for k in of for part in nodes[k].get_nodes()) for of in members),
         call_layouts=tuple(
             tuple(layout for k in of for part in nodes[k].get_nodes() for layout in _call_layouts(part))
             for of in members
@@ -657,6 +660,10 @@ def _is_library_call(part: Any) -> bool:
     from torch._inductor.scheduler import ExternKernelSchedulerNode
 
     return isinstance(part, ExternKernelSchedulerNode) and not isinstance(part.node, ir.MultiOutput)
+
+
+def _is_update(part: Any) -> bool:
+    return _is_library_call(part) and bool(part.node.get_mutation_names())
 
 
 def _call_layouts(part: Any) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -840,6 +847,13 @@ def has_other_strides(value: Any, strides: tuple[int, ...] | None) -> bool:
     """Whether a value is a tensor whose strides, in elements, are known to be others than these (2.13, 2.14)."""
     is_known = strides is not None and isinstance(value, torch.Tensor) and not free_symbols(value)
     return is_known and tuple(value.stride()) != strides
+
+
+def lays_out_channels_last(module: fx.GraphModule) -> bool:
+    """Whether Inductor lays out what the convolutions of a graph read and write channels last."""
+    from torch._inductor.graph import GraphLowering
+
+    return GraphLowering.decide_layout_opt(module, is_inference=False)
 
 
 def _restrided(value: Any, strides: tuple[int, ...] | None) -> Any:

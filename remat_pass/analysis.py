@@ -27,11 +27,12 @@ from remat_pass.ops import (
     is_statistics_update,
     kind_of,
     op_name,
+    packet,
     reads_by_strides,
     updates_statistics,
     why_not_recompute,
 )
-from remat_pass.order import late_order, reorder
+from remat_pass.order import early_order, late_order, reorder
 from remat_pass.probe import probe
 from remat_pass.problem import Kind, RematProblem, Value
 from remat_pass.storage import Storages, main_device_type, storage_size, storages_of
@@ -60,6 +61,8 @@ class _Context:
     """Nodes that can only run in backward."""
     overwritten: frozenset[str]
     """Inputs whose contents do not last from forward to backward, and views of them."""
+    channels_last: bool
+    """Whether the lowering lays out what convolutions read and write channels last."""
     drawn: frozenset[str]
     """Draws that may not be repeated, and what is made of them alone, such as masks: one of these must be saved."""
 
@@ -85,6 +88,7 @@ def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[JointGr
         rates_of(device_type, cost_model),
         _backward_nodes(joint),
         _overwritten(joint, device_type),
+        fuses and _torch_compat.lays_out_channels_last(joint.module),
         _drawn(joint) if fuses else frozenset(),
     )
     index = {node: i for i, node in enumerate(joint.nodes)}
@@ -108,9 +112,11 @@ def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[JointGr
     problem = replace(problem, values=_pin_unread_draws(problem))
     if fuses:
         problem = replace(problem, values=tuple(_fused_costs(problem, i, context) for i in range(len(values))))
+    early = early_order(problem)
+    problem = reorder(problem, early, frozenset())
     order, waiting = late_order(problem)
     _check_turns(problem, order)
-    return joint.reordered(order), reorder(problem, order, waiting), tuple(unprobed)
+    return joint.reordered([early[i] for i in order]), reorder(problem, order, waiting), tuple(unprobed)
 
 
 def _check_turns(problem: RematProblem, order: tuple[int, ...]) -> None:
@@ -175,8 +181,16 @@ def _placeholder(node: fx.Node, context: _Context) -> Value:
         "placeholder",
         Kind.STATIC_INPUT if static else Kind.ACTIVATION_INPUT,
         size=size,
-        wish=None,
+        copy_bytes=size.hint if context.channels_last and _is_copied_for_convolutions(node) else 0,
     )
+
+
+def _is_copied_for_convolutions(node: fx.Node) -> bool:
+    """Whether convolutions read an input that is not laid out channels last."""
+    value = node.meta["val"]
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    is_read = any(packet(user) is torch.ops.aten.convolution for user in node.users)
+    return is_read and value.dim() in formats and not value.is_contiguous(memory_format=formats[value.dim()])
 
 
 def _computed(node: fx.Node, index: dict[fx.Node, int], context: _Context, unprobed: dict[str, None]) -> Value:

@@ -36,6 +36,17 @@ _COMPUTED_ONCE = tuple(f"aten.{op}" for op in ("exp", "log", "log10", "log1p", "
 _WRITTEN = ("prims.inductor_random",)
 """Written to memory wherever more than one kernel reads it."""
 
+_WINDOWS = (
+    "aten.avg_pool2d",
+    "aten.avg_pool2d_backward",
+    "aten._adaptive_avg_pool2d",
+    "aten.upsample_nearest2d",
+    "prims._low_memory_max_pool_with_offsets",
+)
+"""What these read is written to memory if computing it takes more than one load: they read it several times."""
+_UPDATES = ("aten.scatter", "aten.scatter_add", "aten.scatter_reduce", "aten.index_put")
+"""Library calls that write over what they read first, if nothing else does."""
+
 _REALIZE_READS = 4
 """Inductor computes a value in each of several readers only up to this many loads (`realize_reads_threshold`)."""
 
@@ -122,6 +133,9 @@ def _exists(problem: RematProblem, program: Program, is_view: np.ndarray) -> np.
     must[read[~problem.is_kind(*_FUSING_READERS)[steps[readers]]]] = True
     several = (np.bincount(read, minlength=len(steps)) > 1).tolist()
     loads = [1] * len(steps)
+    windowed = np.zeros(len(steps), dtype=bool)
+    windowed[read[problem.is_op(*_WINDOWS)[steps[readers]]]] = True
+    is_windowed = windowed.tolist()
     computes_much = (problem.is_op(*_COMPUTED_ONCE)[steps] & problem.joins_loops).tolist()
     much = [False] * len(steps)
     exists = must.copy()
@@ -130,7 +144,9 @@ def _exists(problem: RematProblem, program: Program, is_view: np.ndarray) -> np.
     for p, first, end in of_row:
         count = sum([loads[r] for r in reads[first:end]])
         is_much = computes_much[p] or any([much[r] for r in reads[first:end]])
-        if several[p] and (is_much or count > _REALIZE_READS):
+        if is_windowed[p] and count > 1:
+            must[p] = exists[p] = True
+        elif several[p] and (is_much or count > _REALIZE_READS):
             exists[p] = True
         else:
             loads[p], much[p] = count, is_much
@@ -169,12 +185,13 @@ def _hoisted(
     np.maximum.at(extents, loop, sizes[loaded])
     extent_of = np.zeros(count, dtype=np.int64)
     extent_of[loops] = extents
-    may_follow = (extent_of[loaded] == extents[loop]).tolist()
-    """Whether what is loaded is written by a kernel over the same extent."""
+    of_window = problem.is_op(*_WINDOWS)[program.steps[loops]][loop]
+    may_follow = ((extent_of[loaded] == extents[loop]) & ~of_window).tolist()
+    """Whether what is loaded is written by a kernel over the same extent, element by element as it is read."""
     # A storage and an extent are a key. Under keys that are met once nothing is found.
     read = loaded + np.unique(extents, return_inverse=True)[1][loop] * count
     keys, which, met = np.unique(read, return_inverse=True, return_counts=True)
-    reads = np.where(met[which] > 1, which, -1).tolist()
+    reads = np.where((met[which] > 1) & ~of_window, which, -1).tolist()
     calls = np.flatnonzero(problem.is_kind(*_CALLS)[program.steps])
     # A loop is not hoisted before the call that is the last but so many before it.
     from_start = [0] * (problem.calls_apart + 1)
@@ -219,7 +236,20 @@ def _may_overwrite(
     returned = np.zeros(len(runs_at), dtype=bool)
     returned[program.output_positions(problem)] = True
     may = (loads[which] == 1) & ~returned[loaded] & (runs_at[loaded] < at)
-    return new[may], loaded[may]
+    updates, updated = _updates(problem, program)
+    return np.concatenate((new[may], updates)), np.concatenate((loaded[may], updated))
+
+
+def _updates(problem: RematProblem, program: Program) -> tuple[np.ndarray, np.ndarray]:
+    """Library calls that may write over what they read first, and that."""
+    is_update = problem.is_op(*_UPDATES) & problem.is_kind(Kind.EXTERN)
+    calls = np.flatnonzero(is_update[program.steps] & (np.diff(program.bounds) > 0))
+    first = program.read[program.bounds[calls]]
+    is_first = [
+        problem.values[v].reads[0] == program.values[r]
+        for v, r in zip(program.steps[calls].tolist(), first.tolist(), strict=True)
+    ]
+    return calls[is_first], first[is_first]
 
 
 def _functions(problem: RematProblem, program: Program) -> tuple[np.ndarray, np.ndarray]:

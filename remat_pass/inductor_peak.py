@@ -162,6 +162,8 @@ def _scratch(
         called = [values[n] for n in names if n in values] if schedule.is_call[k] else []
         called = [v for v in called if problem.values[v].kind in (Kind.EXTERN, Kind.RANDOM)]
         needs = [_needed_bytes(joint.nodes[v], problem.values[v], schedule.call_layouts[k]) for v in called]
+        if schedule.is_update[k]:
+            needs = [need - problem.values[v].size.hint for need, v in zip(needs, called, strict=True)]
         scratch.append(max(0, max(needs, default=0) - allocated[k]))
     return scratch
 

@@ -113,7 +113,7 @@ def _add_up(
     change = np.zeros(count + 1, dtype=np.int64)
     np.add.at(change, begin, born)
     np.subtract.at(change, last_use + 1, born)
-    for first, last, size in _rng_states(problem, program):
+    for first, last, size in _rng_states(problem, program) + _copied_inputs(problem, program):
         change[first] += size
         change[last + 1] -= size
     alive = change.cumsum()[:count]
@@ -132,3 +132,14 @@ def _rng_states(problem: RematProblem, program: Program) -> list[tuple[int, int,
         for p, v in enumerate(program.values)
         if p >= program.forward_end and v in drawn and problem.values[v].rng_state_bytes
     ]
+
+
+def _copied_inputs(problem: RematProblem, program: Program) -> list[tuple[int, int, int]]:
+    """(begin, last use, bytes) of the copies of inputs that convolutions read."""
+    inputs = [i for i in problem.inputs if problem.values[i].copy_bytes]
+    if not inputs:
+        return []
+    last_run = np.zeros(len(problem.values), dtype=np.int64)
+    last_run[program.steps] = np.arange(len(program.steps))
+    last_run[~problem.is_kind(Kind.EXTERN)] = 0
+    return [(0, int(last_run[[*problem.readers[i]]].max()), problem.values[i].copy_bytes) for i in inputs]

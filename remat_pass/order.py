@@ -20,7 +20,11 @@ Op by op, the peak is no higher than it was, whatever is saved or recomputed. Re
 of forward is computed when dx does not exist yet. Where the lowering fuses, order is a proposal that it may change, and
 its schedule decides.
 
-*Forward* may run depth first: each value right before the first that reads it and needs it next.
+*Forward* computes what only backward reads, if that is saved, right behind what it is computed from, where it is
+smaller than that. Autograd writes the mask of a ReLU into the graph of backward, and there forward would keep what went
+into all of them to its end.
+
+Forward may also run depth first: each value right before the first that reads it and needs it next.
 
     u1 = up(x)   u2 = up(x)   d1 = down(u1)   d2 = down(u2)   d1 + d2         both large u are alive at once
     u1  d1  u2  d2  d1 + d2                                                   one after the other
@@ -48,6 +52,26 @@ class _Uses:
     users: list[list[int]]
     returned: frozenset[int]
     """Storages of gradients, which are there to the end anyway."""
+
+
+def early_order(problem: RematProblem) -> tuple[int, ...]:
+    """All values, those of forward in the order of the module docstring; an execution order as the given one is."""
+    uses = _uses(problem)
+    place = [(i, 0) for i in range(len(problem.values))]
+    """What it stands behind, and the how manieth there."""
+    for v in problem.forward_values:
+        value = problem.values[v]
+        is_op = value.kind in (Kind.POINTWISE, Kind.REDUCTION) and v not in problem.parts and not value.has_effect
+        if not is_op or problem.runs_in_forward[v] or problem.inputs.intersection(value.reads):
+            continue
+        largest = max((problem.values[s].size.hint for s in uses.read_by[v]), default=0)
+        # An effect may be passed that is given none of the storages: it cannot change them.
+        if value.size.hint < largest and not any(
+            problem.values[u].has_effect for s in uses.read_by[v] for u in uses.users[s]
+        ):
+            last, _ = max(place[r] for r in value.reads)
+            place[v] = (_behind_parts(problem, range(len(place)), last), v)
+    return tuple(sorted(range(len(place)), key=place.__getitem__))
 
 
 def late_order(problem: RematProblem) -> tuple[tuple[int, ...], frozenset[int]]:
@@ -157,7 +181,7 @@ def _gains_by_waiting(problem: RematProblem, v: int, reader: int, limit: int, en
     return kept < value.size.hint and kept + value.workspace_bytes <= reading.size.hint + reading.workspace_bytes
 
 
-def _behind_parts(problem: RematProblem, order: list[int], behind: int) -> int:
+def _behind_parts(problem: RematProblem, order: Sequence[int], behind: int) -> int:
     """The position itself, or that of the last part of the op that stands there."""
     while behind + 1 < len(order) and problem.values[order[behind + 1]].kind is Kind.PART:
         behind += 1

@@ -77,6 +77,9 @@ class Value:
     """Storage that running it creates and that it owns. An input's is its own size, which no peak counts."""
     holds: tuple[int, ...] = ()
     """The reads whose storage stays alive as long as this value does: the base of a view."""
+    copy_bytes: int = 0
+    """Of an input: of the copy that its convolutions read instead, in the layout that they want. It is made first of
+    all and lives to the last of them."""
     workspace_bytes: int = 0
     """Bytes alive only while it runs. An op with several outputs has all of them here: its parts own them."""
     rng_state_bytes: int = 0

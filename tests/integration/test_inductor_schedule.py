@@ -186,3 +186,15 @@ def test_inputs_of_dynamic_shapes_have_the_size_that_inductor_hints_at() -> None
     module = make_fx(lambda a, b: [a[:, None] * b], tracing_mode="symbolic")(torch.empty(24), torch.empty(24, 10))
     inputs = [b.size_bytes for b in schedule(module).buffers if b.is_input]
     assert inputs and all(isinstance(size, int) and size > 0 for size in inputs)
+
+
+def test_a_scatter_that_updates_in_place_is_known() -> None:
+    def run(index: Tensor, source: Tensor) -> list[Tensor]:
+        zeros = aten.full.default([8, 8], 0.0, dtype=torch.float32)
+        return [
+            aten.scatter_add.default(zeros, 1, torch.ops.prims.convert_element_type.default(index, torch.int64), source)
+        ]
+
+    found = schedule(trace(run, (8, 8), (8, 8)))
+    assert found.is_update[next(k for k, names in enumerate(found.kernels) if found.is_call[k])]
+    assert not any(schedule(trace(lambda x, w: [x @ w], (8, 8), (8, 8))).is_update)

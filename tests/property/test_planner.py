@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from remat_pass.choice import choose, infeasible
 from remat_pass.liveness import simulate
 from remat_pass.mincut import cheapest_saved_set
-from remat_pass.order import late_order, reorder
+from remat_pass.order import early_order, late_order, reorder
 from remat_pass.plan_file import check_plan
 from remat_pass.problem import CopyId, Kind, RematPlan, RematProblem
 from remat_pass.schedule import Decisions, added_ns, decide, lay_out, plan_of, program_of, repeats
@@ -170,8 +170,12 @@ def test_late_order_never_has_a_higher_peak(problem: RematProblem, data: st.Data
 
 @thorough
 @given(problems())
-def test_late_order_leaves_effects_and_draws_in_turn_and_parts_with_their_op(problem: RematProblem) -> None:
-    order, waiting = late_order(problem)
+def test_orders_leave_effects_and_draws_in_turn_and_parts_with_their_op(problem: RematProblem) -> None:
+    check_order(problem, *late_order(problem))
+    check_order(problem, early_order(problem), frozenset())
+
+
+def check_order(problem: RematProblem, order: tuple[int, ...], waiting: frozenset[int]) -> None:
     in_turn = [i for i in order if problem.values[i].has_effect or problem.values[i].kind is Kind.RANDOM]
     assert in_turn == sorted(in_turn)
     for p, i in enumerate(order):

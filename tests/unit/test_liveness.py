@@ -7,6 +7,8 @@ other graphs are left out; inputs are counted; a value dies one step early or la
 
 from dataclasses import replace
 
+import pytest
+
 from remat_pass.liveness import Liveness, simulate
 from remat_pass.problem import Kind, RematPlan, RematProblem
 from remat_pass.schedule import decide, lay_out, program_of
@@ -472,3 +474,52 @@ def test_saved_and_returned_values_exist_where_others_fuse() -> None:
     assert alive(problem, "relu") == [5, 5, 5, 5]  # g is written over t
     #                           relu out t relu g: computed inside its readers
     assert alive(problem, "") == [0, 1, 1, 1, 1]
+
+
+def test_what_windows_read_is_written_where_computing_it_loads_several_values() -> None:
+    for reads, window, expected in (("mm other", 4, 4), ("mm", 4, 0), ("mm other", 0, 0)):
+        draft = Draft()
+        draft.input("x")
+        draft.op("mm", "x", mib=2)
+        draft.op("other", "x", mib=2)
+        draft.op("relu", reads, mib=4, kind=Kind.POINTWISE)
+        op = "prims._low_memory_max_pool_with_offsets.default" if window else "aten.sum.default"
+        draft.op("pool", "relu", mib=1, kind=Kind.REDUCTION, op=op)
+        draft.op("out", "pool mm other")
+        draft.tangent("t")
+        draft.backward("g", "t")
+        problem = draft.build(outputs="out", gradients="g", fuses=True)
+        #                             mm other relu pool
+        assert alive(problem, "")[3] == 2 + 2 + expected + 1
+
+
+@pytest.mark.parametrize("op", ["aten.scatter_add.default", "aten.mm.default"])
+def test_a_call_that_updates_what_it_reads_first_does_so_in_place(op: str) -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("indices", "x")
+    draft.op("zeros", "x", mib=4, kind=Kind.POINTWISE)
+    draft.op("updated", "zeros indices", mib=4, op=op)
+    draft.op("out", "updated")
+    draft.tangent("t")
+    draft.backward("g", "t")
+    problem = draft.build(outputs="out", gradients="g", fuses=True)
+    #                       indices zeros updated
+    assert alive(problem, "")[:3] == [1, 5, 5 if "scatter" in op else 9]
+    kept = draft.build(outputs="out zeros", gradients="g", fuses=True)
+    assert alive(kept, "")[:3] == [1, 5, 9]
+
+
+def test_the_copy_of_an_input_lives_from_the_start_to_the_last_convolution_that_reads_it() -> None:
+    draft = Draft()
+    draft.input("x", mib=4)
+    draft.values[0] = replace(draft.values[0], copy_bytes=4 * MIB)
+    draft.op("first", "x", kind=Kind.POINTWISE)
+    draft.op("conv", "x")
+    draft.op("out", "conv first", kind=Kind.REDUCTION)
+    draft.tangent("t")
+    draft.backward("dw", "t x")
+    draft.backward("dx", "t")
+    draft.backward("last", "dx x", kind=Kind.POINTWISE)
+    problem = draft.build(outputs="out", gradients="dw last", fuses=True)
+    assert [a >= 4 for a in alive(problem, "")] == [True] * (len(alive(problem, "")) - 2) + [False] * 2

@@ -1,6 +1,8 @@
-"""Backward in late order, and forward depth first.
+"""Backward in late order, and forward in early order or depth first.
 
-Mutants these tests kill: what reads forward moves, too; a value passes its first reader, an effect, or the last other
+Mutants these tests kill: what forward itself reads is early, or what is no smaller than all it is computed from, or
+what is computed from an input, or from what an effect is given; something that reads an early value comes before it;
+what reads forward moves, too; a value passes its first reader, an effect, or the last other
 use of what it reads though that is no smaller than itself, or larger than what the reader creates; parts leave their
 op; a step of large workspace lands where much is alive; depth first, something passes an effect or another draw.
 """
@@ -8,7 +10,7 @@ op; a step of large workspace lands where much is alive; depth first, something 
 import pytest
 
 from remat_pass.liveness import simulate
-from remat_pass.order import late_order, reorder, run_depth_first
+from remat_pass.order import early_order, late_order, reorder, run_depth_first
 from remat_pass.problem import Kind, RematProblem
 from remat_pass.schedule import decide, lay_out
 from remat_pass.solver import frontier
@@ -148,6 +150,77 @@ def test_a_view_waits_with_its_base() -> None:
     for k in "12":
         draft.backward(f"dx{k}", f"v{k}", 2)
     assert late(draft.build(outputs="y", gradients="dx1 dx2")) == "t dh1 v1 dx1 dh2 v2 dx2"
+
+
+def rectified(**of_mask: object) -> Draft:
+    """Two layers with a ReLU, whose masks autograd computes where it needs them."""
+    draft = Draft()
+    draft.input("x", 4)
+    draft.several("wide", "x", {"h": 2, "rest": 1})
+    draft.op("relu", "h", 4)
+    draft.op("y", "relu rest", 1)
+    draft.op("out", "y", 4)
+    draft.op("mask", "relu", **{"mib": 1, "kind": Kind.POINTWISE, **of_mask})  # type: ignore[arg-type]
+    draft.op("wider", "mask", 2, kind=Kind.POINTWISE)
+    draft.tangent("t")
+    draft.backward("d", "t mask wider", 1)
+    return draft
+
+
+def early(problem: RematProblem) -> str:
+    return " ".join(problem.values[i].name for i in early_order(problem) if not problem.values[i].needs_tangent)
+
+
+def test_what_backward_alone_reads_is_computed_where_it_frees_what_it_is_computed_from() -> None:
+    problem = rectified().build(outputs="out", gradients="d")
+    assert early(problem) == "x wide h rest relu mask y out wider"
+    reordered = reorder(problem, early_order(problem), frozenset())
+    peaks = [simulate(p, lay_out(p, decide(p, keep(p, "mask")))).peak_bytes for p in (problem, reordered)]
+    # relu, y and out, or relu, out and mask; then h, rest and relu
+    assert peaks == [9 * MIB, 7 * MIB]
+
+
+def test_what_is_early_stands_behind_all_parts_of_an_op() -> None:
+    draft = rectified()
+    draft.op("of_part", "h", 1, kind=Kind.POINTWISE)
+    draft.op("of_mask", "mask of_part", 0, kind=Kind.POINTWISE)
+    draft.backward("e", "t of_part of_mask")
+    problem = draft.build(outputs="out", gradients="d e")
+    assert early(problem) == "x wide h rest of_part relu mask of_mask y out wider"
+
+
+@pytest.mark.parametrize("of_mask", [{"mib": 4}, {"kind": Kind.EXTERN}, {"has_effect": True}])
+def test_what_is_large_or_no_loop_stays(of_mask: dict[str, object]) -> None:
+    problem = rectified(**of_mask).build(outputs="out", gradients="d")
+    assert early(problem).startswith("x wide h rest relu y out")
+
+
+def test_what_forward_reads_and_what_is_computed_from_an_input_stays() -> None:
+    draft = Draft()
+    draft.input("x", 4)
+    draft.op("h", "x", 4)
+    draft.op("y", "h", 1)
+    draft.op("out", "y", 1, kind=Kind.POINTWISE)
+    draft.op("of_input", "x h", 1, kind=Kind.POINTWISE)
+    draft.op("also", "h", 1, kind=Kind.POINTWISE)
+    draft.tangent("t")
+    draft.backward("d", "t of_input")
+    problem = draft.build(outputs="out also", gradients="d")
+    assert early(problem) == "x h y out of_input also"
+
+
+def test_what_is_computed_from_something_that_an_effect_is_given_stays() -> None:
+    for given, expected in (("relu", "relu y e mask"), ("rest", "relu mask y e")):
+        draft = Draft()
+        draft.input("x", 4)
+        draft.op("rest", "x")
+        draft.op("relu", "x", 4)
+        draft.op("y", "relu")
+        draft.effect("e", given)
+        draft.op("mask", "relu", 1, kind=Kind.POINTWISE)
+        draft.tangent("t")
+        draft.backward("d", "t mask")
+        assert early(draft.build(outputs="y", gradients="d")) == f"x rest {expected}"
 
 
 def depth_first(draft: Draft, outputs: str) -> str:

@@ -58,7 +58,7 @@ from tests.support.gpu_rig.lowering import generate_sources
 from tests.support.gpu_rig.ptx import compile_kernels
 
 for name in {_MODELS}:
-    ours = read_contestant({{"kind": "remat", "memory_budget": 1, "on_infeasible": "warn"}})
+    ours = read_contestant({{"kind": "remat", "memory_budget": 0.5, "on_infeasible": "warn"}})
     sources = generate_sources(*build(name), ours.partitioner, config=ours.configure(RigConfig(precision="bf16")))
     for sm in (80, 90):
         for kernel in compile_kernels(sources, sm):

@@ -927,6 +927,22 @@ def inductor_cache_dir() -> str:
     return cache_dir()
 
 
+def scatters_in_a_loop(node: fx.Node) -> bool:
+    """Whether Inductor makes a loop of an `index_put` or its masked form, and no library call (`index_put_impl_`)."""
+    from torch._inductor.utils import needs_fallback_due_to_atomic_add_limitations
+
+    aten = torch.ops.aten
+    is_masked = node.target is aten._unsafe_masked_index_put_accumulate.default
+    indices: Any = node.args[2 if is_masked else 1]
+    types = [index.meta["val"].dtype for index in indices if index is not None]
+    adds = is_masked or bool(node.args[3] if len(node.args) > 3 else node.kwargs.get("accumulate"))
+    return not (
+        torch.are_deterministic_algorithms_enabled()
+        or any(of in (torch.bool, torch.uint8) for of in types)
+        or (adds and needs_fallback_due_to_atomic_add_limitations(node.meta["val"].dtype))
+    )
+
+
 def op_flops(node_target: Any, args: Any, kwargs: Any, out: Any) -> int | None:
     """Floating-point operations of one op by torch's own counter, or None if it has no formula (2.13, 2.14)."""
     packet = getattr(node_target, "overloadpacket", None)

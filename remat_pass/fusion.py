@@ -1,13 +1,14 @@
 """Which values exist in memory when the lowering fuses, and when their kernels run: Inductor's rules, without torch.
 
     exists     a pointwise value that only generated kernels read is computed inside each of them. It is written to
-               memory if it is returned or saved, if an extern kernel reads it, or if several kernels read it and it
-               gathers so many loads, or in C++ such functions, that computing it in each would cost more
+               memory if it is returned or saved, if an extern kernel reads it, if windows over it are pooled, or if
+               several kernels read it and it gathers so many loads, or in C++ such functions, that computing it in
+               each would cost more
     runs at    a kernel is fused with the one that writes what it loads, or with one that loads the same, if both run
                over the same extent. The later one is hoisted to the earlier one, if what it needs is there by then
                and not more than `RematProblem.calls_apart` library calls lie between
                (`_torch_compat.order_keeping_choices`); its output is alive from there on
-    overwrite  a kernel may write over a value that it alone still reads
+    overwrite  a kernel may write over a value that it alone still reads, and so may a call that updates it
     functions  in C++ all kernels between two library calls are one function (`RematProblem.joins_loops`): what it
                writes is allocated before it, and what it reads is freed behind it
 

@@ -86,14 +86,15 @@ _REDUCTIONS = {
     aten.avg_pool2d,
     aten.adaptive_avg_pool2d,
     aten._adaptive_avg_pool2d,
-    aten.index_put,
     aten.linalg_vector_norm,
-    aten._unsafe_masked_index_put_accumulate,
     prims._low_memory_max_pool_with_offsets,
     prims.prepare_softmax_online,
     prims.sum,
     prims.var,
 }
+
+_SCATTERS = {aten.index_put, aten._unsafe_masked_index_put_accumulate}
+"""Ops that Inductor lowers to a loop where the device can add in place."""
 
 _COLLECTIVES = {"_c10d_functional", "c10d_functional", "c10d"}
 
@@ -207,7 +208,7 @@ def kind_of(node: fx.Node, *, is_view: bool) -> Kind:
         return Kind.PART
     if is_random(node):
         return Kind.RANDOM
-    if packet(node) in _REDUCTIONS:
+    if packet(node) in _REDUCTIONS or (packet(node) in _SCATTERS and _torch_compat.scatters_in_a_loop(node)):
         return Kind.REDUCTION
     if (
         torch.Tag.pointwise in getattr(node.target, "tags", ())

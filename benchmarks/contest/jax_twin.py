@@ -11,6 +11,7 @@ Exit status 3 says that jax, which is optional, is missing.
 """
 
 import argparse
+import importlib.metadata
 import importlib.util
 import itertools
 import json
@@ -18,8 +19,10 @@ import os
 import statistics
 import subprocess
 import sys
+from datetime import datetime, timezone
 
-from benchmarks.contest.models import LLAMAS
+from benchmarks.contest import machine, markdown
+from benchmarks.contest.models import LLAMAS, MODELS
 
 JAX_IS_MISSING = 3
 POLICIES = ("nothing", "dots", "dots_with_no_batch_dims", "everything")
@@ -45,13 +48,20 @@ def main() -> int:
 
 
 def _print_all(model: str, steps: int) -> None:
-    """One row per combination, each measured in a process of its own."""
+    """A page: what it holds for, and one row per combination, each measured in a process of its own."""
+    found = machine.describe("cpu")
+    command = f"python -m benchmarks.contest.jax_twin --model {model} --all"
+    today = datetime.now(timezone.utc).date().isoformat()
+    print(f"# {MODELS[model].title}, in JAX\n")
+    print(markdown.source({"command": command, "machine": found, "date": today}), end=" ")
+    print(f"jax {importlib.metadata.version('jax')}.\n")
+    print("Peaks are what XLA's buffer assignment says of the compiled step, its outputs, the gradients, included.\n")
     print("| layers as | scheduler | policy | activation peak MB | peak MB | step ms | compile s |")
     print("|---|---|---|---|---|---|---|")
     for layers_as, scheduler, policy in itertools.product(LAYERS_AS, SCHEDULERS, POLICIES):
-        command = [sys.executable, "-m", "benchmarks.contest.jax_twin", "--json", "--model", model]
-        command += ["--layers-as", layers_as, "--scheduler", scheduler, "--policy", policy, "--steps", str(steps)]
-        result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        one = [sys.executable, "-m", "benchmarks.contest.jax_twin", "--json", "--model", model]
+        one += ["--layers-as", layers_as, "--scheduler", scheduler, "--policy", policy, "--steps", str(steps)]
+        result = json.loads(subprocess.run(one, check=True, stdout=subprocess.PIPE, text=True).stdout)
         activations = result["peak_bytes"] - result["gradient_bytes"]
         print(
             f"| {layers_as} | {scheduler} | {policy} | {activations / 1e6:.1f} | {result['peak_bytes'] / 1e6:.1f} "

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -198,3 +199,29 @@ def test_a_scatter_that_updates_in_place_is_known() -> None:
     found = schedule(trace(run, (8, 8), (8, 8)))
     assert found.is_update[next(k for k, names in enumerate(found.kernels) if found.is_call[k])]
     assert not any(schedule(trace(lambda x, w: [x @ w], (8, 8), (8, 8))).is_update)
+
+
+@pytest.mark.parametrize(
+    ("index", "of", "adds", "is_loop"),
+    [
+        (torch.int64, torch.float32, True, True),
+        (torch.int64, torch.float32, False, True),
+        (torch.bool, torch.float32, False, False),
+        (torch.int64, torch.int64, True, False),
+        (torch.int64, torch.int64, False, True),
+    ],
+)
+def test_whether_a_scatter_is_a_loop_is_known(index: torch.dtype, of: torch.dtype, adds: bool, is_loop: bool) -> None:
+    def run(x: Tensor, where: Tensor, source: Tensor) -> list[Tensor]:
+        convert = torch.ops.prims.convert_element_type.default
+        return [aten.index_put.default(convert(x, of), [convert(where, index)], convert(source, of), adds)]
+
+    module = trace(run, (8, 8), (8,), (8, 8))
+    (node,) = module.graph.find_nodes(op="call_function", target=aten.index_put.default)
+    assert _torch_compat.scatters_in_a_loop(node) is is_loop
+    assert any(schedule(module).is_call) is not is_loop
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not _torch_compat.scatters_in_a_loop(node)
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -113,10 +113,11 @@ def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[JointGr
     if fuses:
         problem = replace(problem, values=tuple(_fused_costs(problem, i, context) for i in range(len(values))))
     early = early_order(problem)
-    problem = reorder(problem, early, frozenset())
-    order, waiting = late_order(problem)
+    ordered = reorder(problem, early, frozenset())
+    late, waiting = late_order(ordered)
+    order = tuple(early[i] for i in late)
     _check_turns(problem, order)
-    return joint.reordered([early[i] for i in order]), reorder(problem, order, waiting), tuple(unprobed)
+    return joint.reordered(order), reorder(ordered, late, waiting), tuple(unprobed)
 
 
 def _check_turns(problem: RematProblem, order: tuple[int, ...]) -> None:
@@ -186,11 +187,10 @@ def _placeholder(node: fx.Node, context: _Context) -> Value:
 
 
 def _is_copied_for_convolutions(node: fx.Node) -> bool:
-    """Whether convolutions read an input that is not laid out channels last."""
+    """Whether convolutions over two dimensions read an input that is not laid out channels last."""
     value = node.meta["val"]
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     is_read = any(packet(user) is torch.ops.aten.convolution for user in node.users)
-    return is_read and value.dim() in formats and not value.is_contiguous(memory_format=formats[value.dim()])
+    return is_read and value.dim() == 4 and not value.is_contiguous(memory_format=torch.channels_last)
 
 
 def _computed(node: fx.Node, index: dict[fx.Node, int], context: _Context, unprobed: dict[str, None]) -> Value:

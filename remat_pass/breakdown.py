@@ -49,7 +49,7 @@ def break_down(problem: RematProblem, plan: RematPlan, *, largest: int = 8) -> P
     for _, role, size in alive:
         totals[role] = totals.get(role, 0) + size
     unexplained = liveness.peak_bytes - sum(totals.values())
-    if unexplained:  # generator states
+    if unexplained:  # generator states, copies of inputs
         totals[SAVED] = totals.get(SAVED, 0) + unexplained
     value = problem.values[program.values[at]] if program.values else None
     return PeakBreakdown(

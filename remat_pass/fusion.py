@@ -37,7 +37,7 @@ _COMPUTED_ONCE = tuple(f"aten.{op}" for op in ("exp", "log", "log10", "log1p", "
 _WRITTEN = ("prims.inductor_random",)
 """Written to memory wherever more than one kernel reads it."""
 
-_WINDOWS = (
+_POOLS = (
     "aten.avg_pool2d",
     "aten.avg_pool2d_backward",
     "aten._adaptive_avg_pool2d",
@@ -45,7 +45,9 @@ _WINDOWS = (
     "prims._low_memory_max_pool_with_offsets",
 )
 """What these read is written to memory if computing it takes more than one load: they read it several times."""
-_UPDATES = ("aten.scatter", "aten.scatter_add", "aten.scatter_reduce", "aten.index_put")
+_SCATTERS = ("aten.index_put", "aten._unsafe_masked_index_put_accumulate")
+"""Where they are loops, no other is fused to them for what they write."""
+_UPDATES = ("aten.scatter", "aten.scatter_add", "aten.scatter_reduce", *_SCATTERS)
 """Library calls that write over what they read first, if nothing else does."""
 
 _REALIZE_READS = 4
@@ -134,9 +136,9 @@ def _exists(problem: RematProblem, program: Program, is_view: np.ndarray) -> np.
     must[read[~problem.is_kind(*_FUSING_READERS)[steps[readers]]]] = True
     several = (np.bincount(read, minlength=len(steps)) > 1).tolist()
     loads = [1] * len(steps)
-    windowed = np.zeros(len(steps), dtype=bool)
-    windowed[read[problem.is_op(*_WINDOWS)[steps[readers]]]] = True
-    is_windowed = windowed.tolist()
+    pooled = np.zeros(len(steps), dtype=bool)
+    pooled[read[problem.is_op(*_POOLS)[steps[readers]]]] = True
+    is_pooled = pooled.tolist()
     computes_much = (problem.is_op(*_COMPUTED_ONCE)[steps] & problem.joins_loops).tolist()
     much = [False] * len(steps)
     exists = must.copy()
@@ -145,7 +147,7 @@ def _exists(problem: RematProblem, program: Program, is_view: np.ndarray) -> np.
     for p, first, end in of_row:
         count = sum([loads[r] for r in reads[first:end]])
         is_much = computes_much[p] or any([much[r] for r in reads[first:end]])
-        if is_windowed[p] and count > 1:
+        if is_pooled[p] and count > 1:
             must[p] = exists[p] = True
         elif several[p] and (is_much or count > _REALIZE_READS):
             exists[p] = True
@@ -186,13 +188,13 @@ def _hoisted(
     np.maximum.at(extents, loop, sizes[loaded])
     extent_of = np.zeros(count, dtype=np.int64)
     extent_of[loops] = extents
-    of_window = problem.is_op(*_WINDOWS)[program.steps[loops]][loop]
-    may_follow = ((extent_of[loaded] == extents[loop]) & ~of_window).tolist()
+    of_pool = problem.is_op(*_POOLS)[program.steps[loops]][loop]
+    may_follow = ((extent_of[loaded] == extents[loop]) & ~of_pool).tolist()
     """Whether what is loaded is written by a kernel over the same extent, element by element as it is read."""
     # A storage and an extent are a key. Under keys that are met once nothing is found.
     read = loaded + np.unique(extents, return_inverse=True)[1][loop] * count
     keys, which, met = np.unique(read, return_inverse=True, return_counts=True)
-    reads = np.where((met[which] > 1) & ~of_window, which, -1).tolist()
+    reads = np.where((met[which] > 1) & ~of_pool, which, -1).tolist()
     calls = np.flatnonzero(problem.is_kind(*_CALLS)[program.steps])
     # A loop is not hoisted before the call that is the last but so many before it.
     from_start = [0] * (problem.calls_apart + 1)
@@ -202,6 +204,7 @@ def _hoisted(
     # When the kernels run that load a storage at an extent, in order.
     moments: list[list[int]] = [[] for _ in keys]
     sources = loaded.tolist()
+    is_scatter = problem.is_op(*_SCATTERS)[program.steps].tolist()
     for p, behind, (first, end) in zip(loops.tolist(), behind_call, pairwise(bounds.tolist()), strict=True):
         begin = program.forward_end if p >= program.forward_end else 0
         ready = max([begin, *[ready_at[s] for s in sources[first:end] if s >= begin]])
@@ -218,7 +221,7 @@ def _hoisted(
             insort(moments[key], best)
         if best < p:
             runs_at[p] = best
-        ready_at[p] = best
+        ready_at[p] = best + is_scatter[p]
     return runs_at
 
 
@@ -234,11 +237,15 @@ def _may_overwrite(
     new = np.repeat(loops, np.diff(bounds))
     at = runs_at[new]
     _, which, loads = np.unique(loaded * len(runs_at) + at, return_inverse=True, return_counts=True)
+    # These read one element and write another.
+    elsewhere = problem.is_op(*_POOLS, *_SCATTERS)[program.steps]
+    may = (loads[which] == 1) & (runs_at[loaded] < at) & ~elsewhere[new]
+    updates, updated = _updates(problem, program)
+    new, old = np.concatenate((new[may], updates)), np.concatenate((loaded[may], updated))
     returned = np.zeros(len(runs_at), dtype=bool)
     returned[program.output_positions(problem)] = True
-    may = (loads[which] == 1) & ~returned[loaded] & (runs_at[loaded] < at)
-    updates, updated = _updates(problem, program)
-    return np.concatenate((new[may], updates)), np.concatenate((loaded[may], updated))
+    returned[program.returned] = True
+    return new[~returned[old]], old[~returned[old]]
 
 
 def _updates(problem: RematProblem, program: Program) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,8 @@ A storage is born when the step that creates it runs and dies after the last ste
 
 That is how the generated code behaves: it drops every name after its last use. Forward outputs live until forward
 returns, saved values on to their last use in backward, tangents from the start of backward, gradients to its end.
-Inputs and what the caller keeps are not counted.
+Inputs and what the caller keeps are not counted, but copies of inputs are
+(`Value.copy_bytes`).
 
 Where the lowering fuses (`RematProblem.fuses`), `fusion` says which values exist at all and when their kernels run. A
 value that does not exist takes no bytes and keeps what it is computed from alive instead, until the kernels run that
@@ -136,7 +137,7 @@ def _rng_states(problem: RematProblem, program: Program) -> list[tuple[int, int,
 
 def _copied_inputs(problem: RematProblem, program: Program) -> list[tuple[int, int, int]]:
     """(begin, last use, bytes) of the copies of inputs that convolutions read."""
-    inputs = [i for i in problem.inputs if problem.values[i].copy_bytes]
+    inputs = [i for i in problem.inputs if problem.values[i].copy_bytes and problem.fuses]
     if not inputs:
         return []
     last_run = np.zeros(len(problem.values), dtype=np.int64)

@@ -57,21 +57,25 @@ class _Uses:
 def early_order(problem: RematProblem) -> tuple[int, ...]:
     """All values, those of forward in the order of the module docstring; an execution order as the given one is."""
     uses = _uses(problem)
-    place = [(i, 0) for i in range(len(problem.values))]
-    """What it stands behind, and the how manieth there."""
+    given = {storage for v, value in enumerate(problem.values) if value.has_effect for storage in uses.read_by[v]}
+    """What an effect may change."""
+    of_input: list[bool] = []
+    for v, value in enumerate(problem.values):
+        of_input.append(
+            (v in problem.inputs and value.kind is not Kind.SYMBOL) or any(of_input[h] for h in value.holds)
+        )
+    behind = list(range(len(problem.values)))
     for v in problem.forward_values:
         value = problem.values[v]
-        is_op = value.kind in (Kind.POINTWISE, Kind.REDUCTION) and v not in problem.parts and not value.has_effect
-        if not is_op or problem.runs_in_forward[v] or problem.inputs.intersection(value.reads):
+        is_loop = value.kind in (Kind.POINTWISE, Kind.REDUCTION) and v not in problem.parts
+        # What is computed from an input frees nothing, and an effect may write over the input.
+        if not is_loop or problem.runs_in_forward[v] or any(of_input[r] for r in value.reads):
             continue
-        largest = max((problem.values[s].size.hint for s in uses.read_by[v]), default=0)
-        # An effect may be passed that is given none of the storages: it cannot change them.
-        if value.size.hint < largest and not any(
-            problem.values[u].has_effect for s in uses.read_by[v] for u in uses.users[s]
-        ):
-            last, _ = max(place[r] for r in value.reads)
-            place[v] = (_behind_parts(problem, range(len(place)), last), v)
-    return tuple(sorted(range(len(place)), key=place.__getitem__))
+        freed = uses.read_by[v].difference(problem.forward_outputs)
+        largest = max((problem.values[s].size.hint for s in freed), default=0)
+        if value.size.hint < largest and given.isdisjoint(uses.read_by[v]):
+            behind[v] = _behind_parts(problem, range(len(behind)), max(behind[r] for r in value.reads))
+    return tuple(sorted(range(len(behind)), key=behind.__getitem__))
 
 
 def late_order(problem: RematProblem) -> tuple[tuple[int, ...], frozenset[int]]:

@@ -1,6 +1,6 @@
 """The planner: from a problem to the frontier of peak against recompute time.
 
-    1. cuts      one min cut per price of memory (`mincut`)
+    1. cuts      one min cut per price of memory (`mincut`), and one more with what is small saved at any price
     2. chains    checkpoints, reruns and what to save in between, by dynamic programming over forward cut into blocks,
                  between which few bytes cross (`waists`, `chain`)
     3. mixes     two neighbours on the frontier at a position of the joint graph: one's decisions before it, the
@@ -25,7 +25,7 @@ from remat_pass.contract import Contracted, contract
 from remat_pass.fill import fill_up, forgetful
 from remat_pass.garbage import collection_paused
 from remat_pass.mincut import cheapest_saved_sets
-from remat_pass.problem import RematProblem
+from remat_pass.problem import Kind, RematProblem
 from remat_pass.search import Candidate, Proposal, Search, evaluate, undominated
 from remat_pass.waists import (
     Blocks,
@@ -44,6 +44,9 @@ _FEW_WAISTS = 8
 _MOST_PROPOSALS = 48
 _MIX_ROUNDS = 3
 _MIX_POSITIONS = 24
+_NARROW = 8
+"""A value so many times smaller than what it is computed from is tried as saved at any price, too: computing it again
+brings that back, which no price sees (the indices of a max pool)."""
 _FORGETFUL = 4
 """How many candidates of least peak are tried with everything forgotten, too."""
 
@@ -93,7 +96,10 @@ def _explored(
     search = Search(problem, honour_wishes=honour_wishes, depth_first=depth_first)
     prices = _prices(problem)
     everything = _everything(problem)
-    for keep in (everything, *extra, *cheapest_saved_sets(problem, prices, honour_wishes=honour_wishes)):
+    sets = cheapest_saved_sets(problem, prices, honour_wishes=honour_wishes)
+    if narrow := _narrow(problem):
+        sets += cheapest_saved_sets(problem, prices, forced=narrow, honour_wishes=honour_wishes)
+    for keep in (everything, *extra, *sets):
         search.add(Proposal(keep))
     count = min(_MOST_PROPOSALS, 12 + search.trials // 32)
     for blocks in _chains(problem):
@@ -119,6 +125,18 @@ def fastest_within(candidates: tuple[Candidate, ...], limit_bytes: int) -> Candi
 
 def _everything(problem: RematProblem) -> frozenset[int]:
     return frozenset(i for i, v in enumerate(problem.values) if problem.runs_in_forward[i] and v.cannot_save is None)
+
+
+def _narrow(problem: RematProblem) -> frozenset[int]:
+    """Values much smaller than what they are computed from."""
+    narrow = set[int]()
+    for v in problem.forward_values:
+        value = problem.values[v]
+        op = problem.values[value.reads[0]] if value.kind is Kind.PART else value
+        largest = max((problem.values[r].size.hint for r in op.reads if r not in problem.inputs), default=0)
+        if 0 < _NARROW * value.size.hint <= largest and not value.cannot_save:
+            narrow.add(v)
+    return frozenset(narrow)
 
 
 def _chains(problem: RematProblem) -> Iterator[Blocks]:

@@ -508,6 +508,8 @@ def test_a_call_that_updates_what_it_reads_first_does_so_in_place(op: str) -> No
     assert alive(problem, "")[:3] == [1, 5, 5 if "scatter" in op else 9]
     kept = draft.build(outputs="out zeros", gradients="g", fuses=True)
     assert alive(kept, "")[:3] == [1, 5, 9]
+    last = draft.build(outputs="zeros updated", gradients="g", fuses=True)
+    assert alive(last, "")[2] == 9
 
 
 def test_the_copy_of_an_input_lives_from_the_start_to_the_last_convolution_that_reads_it() -> None:
@@ -523,3 +525,30 @@ def test_the_copy_of_an_input_lives_from_the_start_to_the_last_convolution_that_
     draft.backward("last", "dx x", kind=Kind.POINTWISE)
     problem = draft.build(outputs="out", gradients="dw last", fuses=True)
     assert [a >= 4 for a in alive(problem, "")] == [True] * (len(alive(problem, "")) - 2) + [False] * 2
+
+
+def test_what_a_scatter_makes_is_no_value_in_registers() -> None:
+    """Nothing is fused to it, even over the same extent."""
+    draft = Draft()
+    draft.input("x")
+    draft.op("mm", "x", mib=1)
+    draft.op("scattered", "mm", mib=4, kind=Kind.REDUCTION, op="aten.index_put.default")
+    draft.op("half", "scattered", mib=2, kind=Kind.POINTWISE)
+    draft.op("out", "half")
+    draft.tangent("t")
+    draft.backward("g", "t")
+    problem = draft.build(outputs="out", gradients="g", fuses=True)
+    #                       mm scattered half
+    assert alive(problem, "")[:3] == [1, 5, 6]
+
+
+@pytest.mark.parametrize("op", ["aten.index_put.default", "aten.avg_pool2d.default"])
+def test_what_is_read_elsewhere_than_it_is_written_is_not_written_over(op: str) -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("mm", "x", mib=4)
+    draft.op("moved", "mm", mib=4, kind=Kind.REDUCTION, op=op)
+    draft.op("out", "moved")
+    draft.tangent("t")
+    draft.backward("g", "t")
+    assert alive(draft.build(outputs="out", gradients="g", fuses=True), "")[:2] == [4, 8]

@@ -189,32 +189,37 @@ def test_what_is_early_stands_behind_all_parts_of_an_op() -> None:
     assert early(problem) == "x wide h rest of_part relu mask of_mask y out wider"
 
 
-@pytest.mark.parametrize("of_mask", [{"mib": 4}, {"kind": Kind.EXTERN}, {"has_effect": True}])
+@pytest.mark.parametrize("of_mask", [{"mib": 4}, {"kind": Kind.EXTERN}])
 def test_what_is_large_or_no_loop_stays(of_mask: dict[str, object]) -> None:
     problem = rectified(**of_mask).build(outputs="out", gradients="d")
     assert early(problem).startswith("x wide h rest relu y out")
 
 
-def test_what_forward_reads_and_what_is_computed_from_an_input_stays() -> None:
+def test_what_forward_reads_and_what_is_computed_from_inputs_or_results_stays() -> None:
     draft = Draft()
     draft.input("x", 4)
     draft.op("h", "x", 4)
+    draft.op("out2", "h", 4)
     draft.op("y", "h", 1)
     draft.op("out", "y", 1, kind=Kind.POINTWISE)
+    draft.view("view", "x")
     draft.op("of_input", "x h", 1, kind=Kind.POINTWISE)
+    draft.op("of_view", "view h", 1, kind=Kind.POINTWISE)
+    draft.op("of_output", "out2", 1, kind=Kind.POINTWISE)
     draft.op("also", "h", 1, kind=Kind.POINTWISE)
     draft.tangent("t")
-    draft.backward("d", "t of_input")
-    problem = draft.build(outputs="out also", gradients="d")
-    assert early(problem) == "x h y out of_input also"
+    draft.backward("d", "t of_input of_view of_output")
+    problem = draft.build(outputs="out out2 also", gradients="d")
+    assert early(problem) == "x h out2 y out view of_input of_view of_output also"
 
 
 def test_what_is_computed_from_something_that_an_effect_is_given_stays() -> None:
-    for given, expected in (("relu", "relu y e mask"), ("rest", "relu mask y e")):
+    for given, expected in (("relu", "relu v y e mask"), ("v", "relu v y e mask"), ("rest", "relu mask v y e")):
         draft = Draft()
         draft.input("x", 4)
         draft.op("rest", "x")
         draft.op("relu", "x", 4)
+        draft.view("v", "relu")
         draft.op("y", "relu")
         draft.effect("e", given)
         draft.op("mask", "relu", 1, kind=Kind.POINTWISE)

@@ -9,6 +9,9 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import pytest
+
+from remat_pass import search
 from remat_pass.exact import least_peak_bytes
 from remat_pass.problem import Kind, RematProblem
 from remat_pass.schedule import plan_of
@@ -259,3 +262,31 @@ def test_what_decides_leaves_torch_unimported() -> None:
     imports = ", ".join(f"remat_pass.{module}" for module in modules)
     code = f"import sys, {imports}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_is_small_and_made_of_much_is_tried_as_saved_at_any_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The indices of a max pool cost next to nothing to compute again, but for what they are computed from."""
+    draft = Draft()
+    draft.input("x")
+    draft.op("conv", "x", 16, us=5)
+    draft.op("relu", "conv", 16, us=0)
+    draft.several("pool", "relu", {"small": 4, "indices": 1}, us=0)
+    previous = "small"
+    for i in range(1, 5):
+        draft.op(f"f{i}", previous, 4, us=20)
+        draft.op(f"r{i}", f"f{i}", 4)
+        previous = f"r{i}"
+    draft.op("out", previous)
+    draft.tangent("t")
+    previous = "t"
+    for i in range(4, 0, -1):
+        draft.backward(f"d{i}", f"{previous} f{i} r{i}", 4)
+        previous = f"d{i}"
+    draft.backward("wide", f"{previous} indices", 16)
+    draft.backward("dw", "wide conv")
+    problem = draft.build(outputs="out", gradients="dw")
+    monkeypatch.setattr(search, "_STEPS_TO_SIMULATE", 0)
+    least = frontier(problem)[-1]
+    # At the end conv and wide, and dw; with relu recomputed beside conv for the indices it would be more.
+    assert problem.index["indices"] in least.decisions.saved
+    assert least.peak_bytes == 33 * MIB

@@ -27,7 +27,6 @@ from remat_pass.ops import (
     is_statistics_update,
     kind_of,
     op_name,
-    packet,
     reads_by_strides,
     updates_statistics,
     why_not_recompute,
@@ -189,7 +188,7 @@ def _placeholder(node: fx.Node, context: _Context) -> Value:
 def _is_copied_for_convolutions(node: fx.Node) -> bool:
     """Whether convolutions over two dimensions read an input that is not laid out channels last."""
     value = node.meta["val"]
-    is_read = any(packet(user) is torch.ops.aten.convolution for user in node.users)
+    is_read = any(is_convolution(user) for user in node.users)
     return is_read and value.dim() == 4 and not value.is_contiguous(memory_format=torch.channels_last)
 
 

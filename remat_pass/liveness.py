@@ -7,8 +7,7 @@ A storage is born when the step that creates it runs and dies after the last ste
 
 That is how the generated code behaves: it drops every name after its last use. Forward outputs live until forward
 returns, saved values on to their last use in backward, tangents from the start of backward, gradients to its end.
-Inputs and what the caller keeps are not counted, but copies of inputs are
-(`Value.copy_bytes`).
+Inputs and what the caller keeps are not counted, but copies of inputs are (`Value.copy_bytes`).
 
 Where the lowering fuses (`RematProblem.fuses`), `fusion` says which values exist at all and when their kernels run. A
 value that does not exist takes no bytes and keeps what it is computed from alive instead, until the kernels run that
@@ -114,7 +113,7 @@ def _add_up(
     change = np.zeros(count + 1, dtype=np.int64)
     np.add.at(change, begin, born)
     np.subtract.at(change, last_use + 1, born)
-    for first, last, size in _rng_states(problem, program) + _copied_inputs(problem, program):
+    for first, last, size in _rng_states(problem, program) + _input_copies(problem, program):
         change[first] += size
         change[last + 1] -= size
     alive = change.cumsum()[:count]
@@ -135,12 +134,13 @@ def _rng_states(problem: RematProblem, program: Program) -> list[tuple[int, int,
     ]
 
 
-def _copied_inputs(problem: RematProblem, program: Program) -> list[tuple[int, int, int]]:
+def _input_copies(problem: RematProblem, program: Program) -> list[tuple[int, int, int]]:
     """(begin, last use, bytes) of the copies of inputs that convolutions read."""
-    inputs = [i for i in problem.inputs if problem.values[i].copy_bytes and problem.fuses]
-    if not inputs:
+    if not problem.copied_inputs:
         return []
     last_run = np.zeros(len(problem.values), dtype=np.int64)
     last_run[program.steps] = np.arange(len(program.steps))
     last_run[~problem.is_kind(Kind.EXTERN)] = 0
-    return [(0, int(last_run[[*problem.readers[i]]].max()), problem.values[i].copy_bytes) for i in inputs]
+    return [
+        (0, int(last_run[[*problem.readers[i]]].max()), problem.values[i].copy_bytes) for i in problem.copied_inputs
+    ]

@@ -299,6 +299,11 @@ class RematProblem:
         return frozenset(i for i, v in enumerate(self.values) if v.is_input)
 
     @cached_property
+    def copied_inputs(self) -> tuple[int, ...]:
+        """Inputs that the lowering copies for its convolutions."""
+        return tuple(i for i in sorted(self.inputs) if self.fuses and self.values[i].copy_bytes)
+
+    @cached_property
     def tangents(self) -> tuple[int, ...]:
         """What autograd hands to backward, in order."""
         return tuple(i for i, v in enumerate(self.values) if v.kind is Kind.TANGENT)

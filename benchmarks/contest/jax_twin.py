@@ -16,6 +16,7 @@ import importlib.util
 import itertools
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def main() -> int:
 def _print_all(model: str, steps: int) -> None:
     """A page: what it holds for, and one row per combination, each measured in a process of its own."""
     found = machine.describe("cpu")
-    command = f"python -m benchmarks.contest.jax_twin --model {model} --all"
+    command = shlex.join(["python", "-m", "benchmarks.contest.jax_twin", *sys.argv[1:]])
     today = datetime.now(timezone.utc).date().isoformat()
     print(f"# {MODELS[model].title}, in JAX\n")
     print(markdown.source({"command": command, "machine": found, "date": today}), end=" ")

@@ -8,7 +8,7 @@
     4. filling   what a candidate runs again stays alive instead, where there is room below a limit (`fill`)
     5. changes   on small graphs, single decisions are changed (`changes`)
 
-Where the peak of some candidate is in forward, all of it is done once more with forward running depth first.
+Where forward that runs depth first lowers the peak of some candidate, all of it is done once more in that order.
 
 Every candidate is judged by the peak of its own schedule (`schedule`, `liveness`), never by a sum of bytes. Candidates
 do not depend on the budget, so a smaller budget chooses from a subset: the peak never rises when the budget falls. Ties
@@ -39,7 +39,7 @@ from remat_pass.waists import (
 
 _PRICES = 16
 _MOST_BLOCKS = 128
-_FEW_WAISTS = 8
+_FEW_WAISTS = 4
 """With fewer waists than this, forward is also cut at evenly spaced positions."""
 _MOST_PROPOSALS = 48
 _MIX_ROUNDS = 3
@@ -70,11 +70,15 @@ def frontier(
     also = [frozenset(within[v] for v in keep if v in within) for keep in extra]
     found = _explored(small.problem, also, honour_wishes)
     candidates = [replace(c, proposal=_expanded(small, c.proposal), problem=problem) for c in found]
-    if any(c.peaks_in_forward for c in found):
+    if any(_is_lower_depth_first(small.problem, c) for c in found if c.peaks_in_forward):
         # Views are steps of their own there, so the order of the whole graph may be another one.
         deep = _explored(small.problem, also, honour_wishes, depth_first=True)
         candidates += [evaluate(problem, _expanded(small, c.proposal)).candidate for c in deep]
     return undominated(candidates)
+
+
+def _is_lower_depth_first(problem: RematProblem, candidate: Candidate) -> bool:
+    return evaluate(problem, replace(candidate.proposal, depth_first=True)).candidate.peak_bytes < candidate.peak_bytes
 
 
 def _expanded(small: Contracted, proposal: Proposal) -> Proposal:

@@ -12,15 +12,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from remat_pass.problem import RematProblem
+from remat_pass.problem import Kind, RematProblem
 
 _RISE = 1.25
 """A waist is a valley of the crossing bytes that both sides leave by at least this factor."""
 
 _WIDE = 1.5
-"""A waist this much wider than its neighbour lies inside a layer."""
+"""A waist this much wider than those on both sides of it lies inside a layer."""
 
-_SHARED = 0.3
+_SHARED = 0.2
 """A value alive for a larger part of forward is no obstacle to a cut: it crosses most of them anyway."""
 
 _SHORT = 32
@@ -101,7 +101,8 @@ def measure_forward(problem: RematProblem) -> Forward:
         end = position[last_read[v]]
         if end - p <= max(_SHARED * len(steps), _SHORT):
             local.append(v)
-            change[p] += values[v].size.hint
+            # A part is there as soon as its op has run.
+            change[position[values[v].reads[0]] if values[v].kind is Kind.PART else p] += values[v].size.hint
             change[end] -= values[v].size.hint
         else:
             shared.append(v)
@@ -145,7 +146,7 @@ def narrow_waists(problem: RematProblem, forward: Forward) -> list[int]:
     """Steps behind which few bytes cross, in order.
 
     They are the valleys of the crossing bytes; of neighbours that the same largest value crosses only the narrowest,
-    and none beside a much narrower one.
+    and none between much narrower ones, at most two away on either side.
     """
     sizes = forward.crossing_bytes.tolist()
     steps: list[int] = []
@@ -158,9 +159,7 @@ def narrow_waists(problem: RematProblem, forward: Forward) -> list[int]:
         else:
             steps.append(p)
         largest = shared
-    while wide := {p for p, *beside in _neighbours(steps) if any(sizes[p] > _WIDE * sizes[q] for q in beside)}:
-        steps = [p for p in steps if p not in wide]
-    return steps
+    return [p for k, p in enumerate(steps) if not _is_wide(sizes, p, steps[max(0, k - 2) : k], steps[k + 1 : k + 3])]
 
 
 def narrowest(forward: Forward, count: int) -> list[int]:
@@ -224,9 +223,9 @@ def _valleys(sizes: list[int]) -> list[int]:
     return found
 
 
-def _neighbours(steps: list[int]) -> list[list[int]]:
-    """Each step with those before and behind it."""
-    return [[p, *steps[max(0, k - 1) : k], *steps[k + 1 : k + 2]] for k, p in enumerate(steps)]
+def _is_wide(sizes: list[int], p: int, before: list[int], behind: list[int]) -> bool:
+    """Whether much fewer bytes cross on both sides of step p: on one side alone it may be the start of forward."""
+    return all(any(sizes[p] > _WIDE * sizes[q] for q in beside) for beside in (before, behind))
 
 
 def _last_readers(

@@ -1,7 +1,8 @@
 """The frontier on graphs whose best plans are known, and the cliff of pytorch#197838.
 
 Mutants these tests kill: no waists are forced; nothing is mixed or made early; only the frontier is changed; dominated
-candidates stay; candidates come in order of peak; a view does not cross as its base.
+candidates stay; candidates come in order of peak; a view does not cross as its base; one narrower waist is enough to
+drop those beside it.
 """
 
 import itertools
@@ -185,6 +186,54 @@ def test_a_waist_may_be_several_values_together() -> None:
     problem = draft.build(outputs="out", gradients="g")
     waists = [names(problem, waist) for waist in waists_of(problem)]
     assert waists[:2] == ["left1 right1", "left2 right2"]
+
+
+def narrow_and_wide(*sizes: int) -> RematProblem:
+    """Values of these MiB, one computed from the other, with 32 MiB in between."""
+    draft = Draft()
+    draft.input("x")
+    previous = "x"
+    for i, mib in enumerate(sizes):
+        draft.op(f"n{i}", previous, mib)
+        draft.op(f"w{i}", f"n{i}", 32)
+        previous = f"w{i}"
+    draft.op("out", previous, 32)
+    draft.tangent("t")
+    draft.backward("g", "t out")
+    return draft.build(outputs="out", gradients="g")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "waists"),
+    [
+        ((1, 8, 8, 8), "n0 n1 n2 n3"),  # indices at the start are no reason to cut nowhere else
+        ((8, 8, 8, 1), "n0 n1 n2 n3"),
+        ((8, 8, 4, 4, 2), "n0 n1 n2 n3 n4"),  # stages of a ResNet
+        ((4, 8, 4, 8, 4), "n0 n2 n4"),
+        ((4, 8, 8, 4, 8, 8, 4), "n0 n3 n6"),
+    ],
+)
+def test_a_waist_with_narrower_ones_on_both_sides_lies_inside_a_layer(sizes: tuple[int, ...], waists: str) -> None:
+    problem = narrow_and_wide(*sizes)
+    assert " ".join(names(problem, waist) for waist in waists_of(problem)) == waists
+
+
+def test_what_an_op_returns_in_parts_crosses_from_the_op_on() -> None:
+    """The step of the op itself, whose parts follow, is no position that nothing crosses (max pool, attention)."""
+    draft = Draft()
+    draft.input("x")
+    previous = "x"
+    for i in (1, 2):
+        draft.op(f"wide{i}", previous, mib=8)
+        draft.several(f"pool{i}", f"wide{i}", {f"p{i}": 2})
+        previous = f"p{i}"
+    draft.op("wide3", previous, mib=8)
+    draft.op("out", "wide3", mib=8)
+    draft.tangent("t")
+    draft.backward("g", "t out")
+    problem = draft.build(outputs="out", gradients="g")
+    assert measure_forward(problem).crossing_bytes.tolist() == [8 * MIB, 2 * MIB, 2 * MIB] * 2 + [8 * MIB, 0]
+    assert [names(problem, waist) for waist in waists_of(problem)] == ["p1", "p2"]
 
 
 def test_a_chain_without_valleys_has_no_waist() -> None:

@@ -472,22 +472,23 @@ def far_sums_apart() -> Any:
 
 def _hide_far_products(graph: fx.Graph, apart: int) -> None:
     """Put a dimension of size 1 between products and their sums if more than so many calls lie between them."""
-    aten = torch.ops.aten
     calls = 0
     calls_before: dict[fx.Node, int] = {}
-
-    def is_far(x: Any, total: fx.Node) -> bool:
-        if x.target is not aten.mm.default or calls - calls_before[x] - 1 <= apart:
-            return False
-        return len(x.users) == 1 and bool(x.meta["val"].shape == total.meta["val"].shape)
-
     for node in list(graph.nodes):
         calls_before[node] = calls
         calls += getattr(node.target, "overloadpacket", None) in flop_registry
-        if node.target is aten.add.Tensor and all(isinstance(x, fx.Node) for x in node.args):
-            far = [x for x in node.args if is_far(x, node)]
-            if far:
-                _add_with_a_dimension_more(graph, node, far[0])
+        far = [product for product in summed_products(node) if calls - calls_before[product] - 1 > apart]
+        if far:
+            _add_with_a_dimension_more(graph, node, far[0])
+
+
+def summed_products(node: fx.Node) -> list[fx.Node]:
+    """The products that Inductor may make one call of, an `addmm`, with the sum that a node is (2.13, 2.14)."""
+    aten = torch.ops.aten
+    if node.target is not aten.add.Tensor or not all(isinstance(x, fx.Node) for x in node.args):
+        return []
+    products: list[Any] = [x for x in node.args if isinstance(x, fx.Node) and x.target is aten.mm.default]
+    return [x for x in products if len(x.users) == 1 and x.meta["val"].shape == node.meta["val"].shape]
 
 
 def _add_with_a_dimension_more(graph: fx.Graph, total: fx.Node, product: fx.Node) -> None:

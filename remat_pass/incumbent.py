@@ -6,6 +6,7 @@ overwritten since, and gradients then depend on the new contents; on CUDA they m
 What `as_strided` reads in backward may have other strides than it trusts.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import fx
 from remat_pass import _torch_compat
 from remat_pass.joint_graph import JointGraph
 from remat_pass.ops import DRAWN_BY_SHAPE, OVERWRITTEN, READS_BY_STRIDES
-from remat_pass.problem import RematProblem
+from remat_pass.problem import RematPlan, RematProblem, Run
 from remat_pass.rewrite import Rewritten
 
 
@@ -24,6 +25,25 @@ class Incumbent:
 
     graphs: Rewritten
     keep: frozenset[int]
+
+    def plan(self, problem: RematProblem) -> RematPlan:
+        """What the graphs run, in the order that Inductor makes of theirs: products where they are added to something.
+
+        What it runs again it runs once more, for all its readers in backward.
+        """
+        forward, backward = (
+            [values[node.name] for node in _with_products_at_sums(graph) if node.name in values]
+            for graph, values in (
+                (self.graphs.forward.graph, self.graphs.forward_values),
+                (self.graphs.backward.graph, self.graphs.backward_values),
+            )
+        )
+        copies = {v: 0 if problem.values[v].needs_tangent else 1 for v in backward}
+
+        def run(v: int, copies: dict[int, int]) -> Run:
+            return Run(v, copies.get(v, 0), tuple((r, copies.get(r, 0)) for r in problem.values[v].reads))
+
+        return RematPlan(tuple(run(v, {}) for v in forward), tuple(run(v, copies) for v in backward))
 
 
 def torch_partition(joint: JointGraph, problem: RematProblem, inputs: Any) -> Incumbent | None:
@@ -55,6 +75,16 @@ def _is_wrong(forward: fx.GraphModule, backward: fx.GraphModule, problem: RematP
 def _values(module: fx.GraphModule, problem: RematProblem) -> dict[str, int]:
     """Torch's partitioner keeps the names of the joint graph."""
     return {node.name: problem.index[node.name] for node in module.graph.nodes if node.name in problem.index}
+
+
+def _with_products_at_sums(graph: fx.Graph) -> Iterator[fx.Node]:
+    """The computed nodes, in order, the first product of each sum right before it."""
+    at_sum = {node: _torch_compat.summed_products(node)[:1] for node in graph.nodes}
+    moved = {product for products in at_sum.values() for product in products}
+    for node in graph.nodes:
+        if node.op == "call_function" and node not in moved:
+            yield from at_sum[node]
+            yield node
 
 
 def _computed(module: fx.GraphModule, problem: RematProblem) -> list[int]:

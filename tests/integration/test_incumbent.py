@@ -17,19 +17,20 @@ from remat_pass.incumbent import Incumbent, torch_partition
 from remat_pass.joint_graph import capture
 from remat_pass.lower import RematPartitioner
 from remat_pass.options import resolve_options
+from remat_pass.problem import RematProblem
 from remat_pass.report import RematReport
 from tests.support.models import floats
 
 
-def incumbent_of(module: nn.Module, x: Tensor) -> Incumbent | None:
-    """Torch's partition of the joint graph of one step, without lowering it."""
-    found: list[Incumbent | None] = []
+def partitioned(module: nn.Module, x: Tensor) -> tuple[Incumbent | None, RematProblem]:
+    """Torch's partition of the joint graph of one step, without lowering it, and the problem."""
+    found: list[tuple[Incumbent | None, RematProblem]] = []
 
     def partition(joint_module: fx.GraphModule, inputs: Any, *, num_fwd_outputs: int, **more: Any) -> Any:
         static = more.get("static_lifetime_input_indices")
         joint = capture(joint_module, forward_count=num_fwd_outputs, static_indices=static)
         joint, problem, _ = analyze(joint, fuses=True, cost_model="roofline")
-        found.append(torch_partition(joint, problem, inputs))
+        found.append((torch_partition(joint, problem, inputs), problem))
         return _torch_compat.partition_like_torch(
             joint_module, inputs, forward_count=num_fwd_outputs, static_indices=static or []
         )
@@ -38,8 +39,13 @@ def incumbent_of(module: nn.Module, x: Tensor) -> Incumbent | None:
         return _torch_compat.compile_op_by_op(graph, inputs, partition)
 
     torch.compile(module, backend=backend)(x).sum().backward()
-    (incumbent,) = found
-    return incumbent
+    (only,) = found
+    return only
+
+
+def incumbent_of(module: nn.Module, x: Tensor) -> Incumbent | None:
+    """Torch's partition alone."""
+    return partitioned(module, x)[0]
 
 
 class Normalised(nn.Module):
@@ -114,6 +120,31 @@ class StoppingPartitioner(RematPartitioner):
         raise Planned("there is a plan")
 
 
+class Tied(nn.Module):
+    """The gradient of the weight is a sum of two products, the first of them computed long before the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(floats(16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(F.gelu(torch.sin(x @ self.weight)) @ self.weight)
+
+
+def test_the_plan_of_the_incumbent_is_what_its_graphs_run_with_a_product_where_it_is_added() -> None:
+    incumbent, problem = partitioned(Tied(), floats(32, 16).requires_grad_())
+    assert incumbent
+    plan = incumbent.plan(problem)
+    for runs, graph in ((plan.forward, incumbent.graphs.forward), (plan.backward, incumbent.graphs.backward)):
+        computed = [n.name for n in graph.graph.nodes if n.op == "call_function" and n.name in problem.index]
+        assert sorted(problem.values[run.value].name for run in runs) == sorted(computed)
+    assert [problem.values[v].name for v in plan.recomputed()] == ["sin"]
+    assert incumbent.keep == set(plan.saved(problem))
+    order = [run.value for run in plan.backward]
+    total = problem.index["add"]
+    assert order[order.index(total) - 1] in problem.values[total].reads
+
+
 def planned_for_inductor(**options: Any) -> RematReport:
     """The report of one step that is planned for Inductor, before it generates any code."""
     resolved = resolve_options(options)
@@ -133,7 +164,7 @@ def test_inductor_is_not_asked_about_the_incumbent_for_a_budget_far_below_it(ask
     assert (len(asked), free.unconstrained_is_estimated) == (1, False)
     report = planned_for_inductor(memory_budget=free.unconstrained_peak_bytes * 6 // 10)
     assert (len(asked), report.unconstrained_is_estimated) == (1, True)
-    assert abs(report.unconstrained_peak_bytes / free.unconstrained_peak_bytes - 1) < 0.12
+    assert abs(report.unconstrained_peak_bytes / free.unconstrained_peak_bytes - 1) < 0.01
     assert 0 < report.predicted_slowdown < 1
     assert re.search(r"unconstrained peak .* \(estimated\)", str(report))
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from heapq import heapify, heappop, heappush
 from typing import Any, TypeVar
 from unittest import mock
 from weakref import WeakKeyDictionary
@@ -30,7 +31,7 @@ from torch._functorch._aot_autograd.graph_compile import is_opaque_node
 from torch._functorch._aot_autograd.utils import _is_bwd_seed_offset, _is_primal, _is_tangent
 from torch._functorch.compile_utils import fx_graph_cse, raise_getitems
 from torch._guards import CompileContext
-from torch._inductor.custom_graph_pass import CustomPartitionerFn
+from torch._inductor.custom_graph_pass import CustomPartitionerFn, CustomSchedulerPass
 from torch._library.utils import is_impure as is_impure_op
 from torch.autograd import ProfilerConfig, ProfilerState, _disable_profiler_legacy, _enable_profiler_legacy
 from torch.fx._lazy_graph_module import _LazyGraphModule
@@ -392,26 +393,33 @@ def user_has_set(option: str, ours: Any) -> bool:
 
 
 _CALLS_APART = "remat_pass_calls_apart"
+_DELAYS_LOOPS = "remat_pass_delays_loops"
+_MOST_CALLS_TO_A_SUM = 8
 
 
-def set_calls_apart(module: fx.GraphModule, count: int) -> None:
+def set_calls_apart(module: fx.GraphModule, count: int, *, delays_loops: bool = False) -> None:
     """Say for one graph how many library calls may lie between two loops that are fused for what both load.
 
     Inductor's cache keys hold what is in `meta` (2.13, 2.14).
+
+    Args:
+        module: The graph.
+        count: That many.
+        delays_loops: Whether the later one may need the results of some of them.
     """
     module.meta[_CALLS_APART] = count
+    module.meta[_DELAYS_LOOPS] = delays_loops
 
 
 def order_keeping_choices() -> Any:
-    """For `inductor_choices_class`: two loops are fused only if the later one could run where the earlier one stands.
+    """For `inductor_choices_class`: two loops are fused only if few library calls lie between them.
 
-    It could if every library call whose result it needs has run by then. Not more than so many calls may lie between
-    the two, either: how many `set_calls_apart` says. Graphs that it was not called for are left to Inductor.
+    How many, and whether the later loop may need the result of one of them, `set_calls_apart` says. Graphs that it was
+    not called for are left to Inductor.
 
-    Inductor would run both where the earlier one stands, and what the later one needs before. What a plan computes
-    late, because there is no room for it before, would then be there early: copies of one value would meet, and what is
-    recomputed for one layer would come with that for another. Close by, fusing spares loads and launches for little
-    memory (2.13, 2.14).
+    Inductor runs both where the earlier one stands. What a plan computes late, because there is no room for it before,
+    would then be there early: copies of one value would meet, and what is recomputed for one layer would come with that
+    for another. Close by, fusing spares loads and launches for little memory (2.13, 2.14).
     """
     from torch._inductor.choices import InductorChoices
     from torch._inductor.virtualized import V
@@ -421,7 +429,7 @@ def order_keeping_choices() -> Any:
             self.calls: WeakKeyDictionary[Any, list[tuple[int, str]]] = WeakKeyDictionary()
 
         def uuid(self) -> str:
-            return "remat_pass: loops stay between the library calls they stand between"
+            return "remat_pass: loops are fused over as many library calls as the plan allows"
 
         def can_fuse(self, scheduler: Any, node1: Any, node2: Any, shared_data_score: int) -> bool:  # type: ignore[override]
             if not (node1.is_template() or node2.is_template() or self.keeps_order(scheduler, node1, node2)):
@@ -440,16 +448,65 @@ def order_keeping_choices() -> Any:
             first, later = sorted((node1, node2), key=lambda node: node.min_order)
             last = max(node1.max_order, node2.max_order)
             between = calls[bisect(calls, (first.min_order,)) : bisect(calls, (last,))]
-            return len(between) <= apart and not any(name in later.ancestors for _, name in between)
+            if len(between) > apart:
+                return False
+            return module.meta[_DELAYS_LOOPS] or not any(name in later.ancestors for _, name in between)
 
     return OrderKeepingChoices()
+
+
+class KernelsInOrder(CustomSchedulerPass):
+    """For `_post_fusion_custom_pass`: a fused kernel runs in the place of its first loop, or once it can.
+
+    Inductor instead runs whatever its last loop needs before that place, and so brings forward what a plan computes
+    late. Graphs that `set_calls_apart` was not called for are left to Inductor (2.13, 2.14).
+    """
+
+    def uuid(self) -> str:
+        """What it does, for Inductor's cache keys."""
+        return "remat_pass: kernels run in the place of their first loop, or once they can"
+
+    def __call__(self, nodes: list[Any]) -> list[Any]:
+        """The kernels of one graph in their order."""
+        from torch._inductor.virtualized import V
+
+        module: Any = V.graph.module
+        return _in_order(nodes) if _CALLS_APART in module.meta else nodes
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, KernelsInOrder)
+
+    def __hash__(self) -> int:
+        return hash(KernelsInOrder)
+
+
+def _in_order(nodes: list[Any]) -> list[Any]:
+    """Always the one whose first loop stands earliest of those that can run."""
+    writers = {name: k for k, node in enumerate(nodes) for name in node.get_buffer_names()}
+    needs = [{writers.get(dep.name, k) for dep in node.unmet_dependencies} - {k} for k, node in enumerate(nodes)]
+    readers: list[list[int]] = [[] for _ in nodes]
+    for k, needed in enumerate(needs):
+        for n in needed:
+            readers[n].append(k)
+    missing = [len(needed) for needed in needs]
+    ready = [(node.min_order, k) for k, node in enumerate(nodes) if not missing[k]]
+    heapify(ready)
+    ordered = []
+    while ready:
+        _, k = heappop(ready)
+        ordered.append(nodes[k])
+        for reader in readers[k]:
+            missing[reader] -= 1
+            if not missing[reader]:
+                heappush(ready, (nodes[reader].min_order, reader))
+    return ordered
 
 
 @cache
 def far_sums_apart() -> Any:
     """For `post_grad_custom_pre_pass`: a product is added to something in one call only if few calls lie between.
 
-    How many `set_calls_apart` says; graphs that it was not called for are left to Inductor.
+    As many as `set_calls_apart` says, but eight at most; graphs that it was not called for are left to Inductor.
 
     Inductor would turn product and sum into one `addmm` where the sum stands, and what is multiplied would be alive
     until then: of a tied embedding that is the gradient of the logits, all of backward long. With a dimension put
@@ -465,7 +522,7 @@ def far_sums_apart() -> Any:
             module: Any = graph.owning_module
             apart = module.meta.get(_CALLS_APART)
             if apart is not None:
-                _hide_far_products(graph, apart)
+                _hide_far_products(graph, min(apart, _MOST_CALLS_TO_A_SUM))
 
     return FarSumsApart()
 
@@ -551,8 +608,10 @@ class _ScheduleIsKnown(Exception):
 class _ScheduleReader:
     """A scheduler pass that reads the fused and reordered kernels, and stops before code is generated."""
 
-    def __init__(self, owned: Collection[str]) -> None:
+    def __init__(self, owned: Collection[str], before: Callable[[list[Any]], list[Any]] | None) -> None:
         self.owned = owned
+        self.before = before
+        """The pass that will run in this place."""
         self.schedule: InductorSchedule | None = None
 
     def uuid(self) -> None:
@@ -564,6 +623,7 @@ class _ScheduleReader:
 
         self.schedule = _EMPTY_SCHEDULE
         if nodes:
+            nodes = self.before(nodes) if self.before else nodes
             inputs, outputs = OrderedSet(V.graph.graph_inputs), OrderedSet(V.graph.get_output_names())
             schedule = _read_schedule(nodes, inputs, outputs, self.owned, config.reorder_for_peak_memory)
             self.schedule = replace(schedule, result_strides=tuple(map(_strides, V.graph.graph_outputs)))
@@ -786,7 +846,7 @@ def schedule_with_inductor(
 
     copy = copy_graph_module(module)
     inputs = [_restrided(node.meta["val"], strides.get(node.name)) for node in copy.graph.find_nodes(op="placeholder")]
-    reader = _ScheduleReader(owned)
+    reader = _ScheduleReader(owned, config_patches.get("_post_fusion_custom_pass", config._post_fusion_custom_pass))
     patches = {
         **config_patches,
         "_post_fusion_custom_pass": reader,
@@ -836,6 +896,16 @@ def donated_buffers(forward: fx.GraphModule, backward: fx.GraphModule, visible: 
 def _storage_of(node: Any) -> StorageWeakRef | None:
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return StorageWeakRef(value.untyped_storage()) if isinstance(value, torch.Tensor) else None
+
+
+def storages_of_results(module: fx.GraphModule) -> dict[str, tuple[StorageWeakRef, int]]:
+    """The storage behind each tensor that a graph returns, and its bytes, by name (2.13, 2.14)."""
+    results: Any = module.graph.output_node().args[0]
+    nodes = {r.name: r for r in results if isinstance(r, fx.Node) and isinstance(r.meta.get("val"), torch.Tensor)}
+    return {
+        name: (StorageWeakRef(storage), size_hint(storage.nbytes()))
+        for name, storage in ((name, node.meta["val"].untyped_storage()) for name, node in nodes.items())
+    }
 
 
 def _mark_visible(output: fx.Node, count: int) -> None:

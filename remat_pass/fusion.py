@@ -4,10 +4,7 @@
                memory if it is returned or saved, if an extern kernel reads it, if windows over it are pooled, or if
                several kernels read it and it gathers so many loads, or in C++ such functions, that computing it in
                each would cost more
-    runs at    a kernel is fused with the one that writes what it loads, or with one that loads the same, if both run
-               over the same extent. The later one is hoisted to the earlier one, if what it needs is there by then
-               and not more than `RematProblem.calls_apart` library calls lie between
-               (`_torch_compat.order_keeping_choices`); its output is alive from there on
+    runs at    a loop is fused with earlier ones, is hoisted to them or keeps them waiting (`loop_order`)
     overwrite  a kernel may write over a value that it alone still reads, and so may a call that updates it
     functions  in C++ all kernels between two library calls are one function (`RematProblem.joins_loops`): what it
                writes is allocated before it, and what it reads is freed behind it
@@ -15,22 +12,21 @@
 These are the rules that decide peaks; Inductor has many more. The plan that is chosen by them is checked against
 Inductor's own schedule (`inductor_peak`).
 
-Source: torch/_inductor/lowering.py, ir.py (`StorageBox.mark_reuse`), scheduler.py (`can_fuse`, `decide_inplace_update`)
-of torch 2.13.
+Source: torch/_inductor/lowering.py, ir.py (`StorageBox.mark_reuse`), scheduler.py (`decide_inplace_update`) of torch
+2.13.
 """
 
-from bisect import bisect_left, insort
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain
 
 import numpy as np
 
+from remat_pass.loop_order import Loops, running_positions
 from remat_pass.problem import Kind, RematProblem
 from remat_pass.schedule import Program
 
 _FUSING_READERS = (Kind.POINTWISE, Kind.REDUCTION, Kind.VIEW, Kind.SYMBOL)
 _LOOPS = (Kind.POINTWISE, Kind.REDUCTION)
-_CALLS = (Kind.EXTERN, Kind.RANDOM)
 
 _COMPUTED_ONCE = tuple(f"aten.{op}" for op in ("exp", "log", "log10", "log1p", "log2", "sigmoid", "tanh"))
 """In C++, what takes one of these is not computed in several readers, however little it loads."""
@@ -82,7 +78,10 @@ def fused_kernels(problem: RematProblem, program: Program) -> Kernels:
     exists = _exists(problem, program, is_view)
     loops = np.flatnonzero(problem.is_kind(*_LOOPS)[steps] & exists)
     loaded, bounds = _through(program, ~exists | is_view, loops)
-    runs_at = _hoisted(problem, program, loops, loaded, bounds)
+    is_pool = problem.is_op(*_POOLS)[program.steps]
+    is_elementwise = ~np.repeat(is_pool[loops], np.diff(bounds))
+    is_scatter = problem.is_op(*_SCATTERS)[program.steps]
+    runs_at = running_positions(problem, program, exists, Loops(loops, loaded, bounds, is_elementwise, is_scatter))
     begins, ends = _functions(problem, program)
     return Kernels(exists, runs_at, _may_overwrite(problem, program, loops, loaded, bounds, runs_at), begins, ends)
 
@@ -175,54 +174,6 @@ def _inline_into_one_kernel(
         kernel = p if exists[p] else kernel_of[p]
         for r in reads[bounds[row] : bounds[row + 1]]:
             kernel_of[r] = kernel if kernel_of[r] in (none, kernel) else several
-
-
-def _hoisted(
-    problem: RematProblem, program: Program, loops: np.ndarray, loaded: np.ndarray, bounds: np.ndarray
-) -> np.ndarray:
-    """When each step runs; shape (steps,), int64."""
-    count = len(program.values)
-    sizes = problem.size_bytes[program.steps]
-    loop = np.repeat(np.arange(len(loops)), np.diff(bounds))
-    extents = sizes[loops]
-    np.maximum.at(extents, loop, sizes[loaded])
-    extent_of = np.zeros(count, dtype=np.int64)
-    extent_of[loops] = extents
-    of_pool = problem.is_op(*_POOLS)[program.steps[loops]][loop]
-    may_follow = ((extent_of[loaded] == extents[loop]) & ~of_pool).tolist()
-    """Whether what is loaded is written by a kernel over the same extent, element by element as it is read."""
-    # A storage and an extent are a key. Under keys that are met once nothing is found.
-    read = loaded + np.unique(extents, return_inverse=True)[1][loop] * count
-    keys, which, met = np.unique(read, return_inverse=True, return_counts=True)
-    reads = np.where((met[which] > 1) & ~of_pool, which, -1).tolist()
-    calls = np.flatnonzero(problem.is_kind(*_CALLS)[program.steps])
-    # A loop is not hoisted before the call that is the last but so many before it.
-    from_start = [0] * (problem.calls_apart + 1)
-    behind_call = np.concatenate((from_start, calls + 1))[np.searchsorted(calls, loops)].tolist()
-    ready_at = list(range(1, count + 1))
-    runs_at = np.arange(count)
-    # When the kernels run that load a storage at an extent, in order.
-    moments: list[list[int]] = [[] for _ in keys]
-    sources = loaded.tolist()
-    is_scatter = problem.is_op(*_SCATTERS)[program.steps].tolist()
-    for p, behind, (first, end) in zip(loops.tolist(), behind_call, pairwise(bounds.tolist()), strict=True):
-        begin = program.forward_end if p >= program.forward_end else 0
-        ready = max([begin, *[ready_at[s] for s in sources[first:end] if s >= begin]])
-        best = p
-        for s, may in zip(sources[first:end], may_follow[first:end], strict=True):
-            if may and max(ready, behind) <= ready_at[s] < best:
-                best = ready_at[s]
-        mine = [key for key in reads[first:end] if key >= 0]
-        for key in mine:
-            same = moments[key]
-            if same and same[-1] >= max(ready, behind):
-                best = min(best, same[bisect_left(same, max(ready, behind))])
-        for key in mine:
-            insort(moments[key], best)
-        if best < p:
-            runs_at[p] = best
-        ready_at[p] = best + is_scatter[p]
-    return runs_at
 
 
 def _may_overwrite(

@@ -16,6 +16,7 @@ backward would be fused otherwise and seem to need fewer buffers than it does.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
@@ -109,7 +110,32 @@ def _schedules(rewritten: Rewritten, config_patches: dict[str, Any]) -> tuple[In
         owned=_copied_inputs(rewritten.forward, strides),
         config_patches=config_patches,
     )
-    return forward, backward
+    return forward, _with_shared_storages(backward, _torch_compat.storages_of_results(rewritten.forward))
+
+
+def _with_shared_storages(schedule: InductorSchedule, storages: Mapping[str, tuple[object, int]]) -> InductorSchedule:
+    """The schedule with one buffer for all inputs that are views of one storage, such as the parts of a split.
+
+    Args:
+        schedule: Of backward.
+        storages: A storage and its bytes, by the name of what forward hands over.
+    """
+    sharing: dict[object, list[ScheduledBuffer]] = {}
+    for b in schedule.buffers:
+        if b.is_input and b.name in storages:
+            sharing.setdefault(storages[b.name][0], []).append(b)
+    views = {b.name for group in sharing.values() if len(group) > 1 for b in group}
+    whole = []
+    for group in sharing.values():
+        if len(group) > 1:
+            size_bytes = storages[group[0].name][1]
+            last = max(b.last_kernel for b in group)
+            whole.append(replace(group[0], size_bytes=size_bytes, freed_bytes=size_bytes, last_kernel=last))
+    return replace(
+        schedule,
+        buffers=(*(b for b in schedule.buffers if b.name not in views), *whole),
+        overwritten={new: old for new, old in schedule.overwritten.items() if old not in views},
+    )
 
 
 def _copied_inputs(module: fx.GraphModule, strides: Mapping[str | None, tuple[int, ...] | None]) -> frozenset[str]:

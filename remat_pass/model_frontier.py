@@ -33,7 +33,7 @@ from remat_pass.inductor_peak import inductor_judge
 from remat_pass.joint_graph import capture
 from remat_pass.kernel_times import rates_of
 from remat_pass.options import Options, resolve_options
-from remat_pass.partition import inductor_patches, stricter_orders
+from remat_pass.partition import inductor_patches, orders_of
 from remat_pass.problem import RematProblem
 from remat_pass.report import print_plainly
 from remat_pass.schedule import plan_of
@@ -246,7 +246,7 @@ def _plan(
     extra = () if incumbent is None else (incumbent.keep,)
     rates = rates_of(main_device_type(joint.nodes), options.cost_model)
     patches = inductor_patches(options)
-    orders = stricter_orders(problem, patches)
+    orders = orders_of(problem, patches)
     ways = [(ordered, True) for ordered in orders]
     ways += [(orders[-1], False)] if any(value.wish for value in problem.values) else []
     points: list[FrontierPoint] = []

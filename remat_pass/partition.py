@@ -34,8 +34,9 @@ from remat_pass.verify import verify
 
 log = logging.getLogger(__name__)
 
-_FEWER_CALLS_APART = (2, 0)
-"""Where no plan fits with more: how many library calls may lie between loops that are fused for what both load."""
+_REACH = ((64, True), (8, False), (0, False))
+"""`RematProblem.calls_apart` and `delays_loops` of the orders that are planned, one after the other, until a plan fits.
+The first is as far as Inductor itself fuses: the fewest launches and loads. The last takes the least memory."""
 
 _FAR_BELOW = 0.8
 """For a budget in bytes below this share of the peak that is simulated for torch's own partition, Inductor is not asked
@@ -81,7 +82,7 @@ def partition(
         rival = _rival(incumbent, problem, options.memory_budget, judge_incumbent)
     orders = [
         (ordered, inductor_judge(joint, ordered, rates, patches) if fuses else simulated_judge(ordered))
-        for ordered in stricter_orders(problem, patches)
+        for ordered in orders_of(problem, patches)
     ]
     choice, problem, judge = _chosen(orders, options.memory_budget, rival)
     if incumbent and choice.unconstrained_is_estimated and not choice.fits:
@@ -115,9 +116,7 @@ def _rival(
 ) -> IncumbentPlan:
     """What torch's own partition is like; where a budget in bytes is far below its peak, by simulation."""
     if isinstance(memory_budget, int):
-        # Inductor is not kept to the order of these graphs.
-        lax = replace(problem, calls_apart=len(problem.values))
-        estimate = simulated_judge(lax)(incumbent.plan(problem))
+        estimate = simulated_judge(orders_of(problem, {})[0])(incumbent.plan(problem))
         if memory_budget < _FAR_BELOW * estimate.peak_bytes:
             return IncumbentPlan(incumbent.keep, estimate, is_estimated=True)
     return IncumbentPlan(incumbent.keep, judge())
@@ -138,13 +137,11 @@ def _chosen(
     return replace(choice, unconstrained=unconstrained[0]), problem, judge
 
 
-def stricter_orders(problem: RematProblem, patches: dict[str, Any]) -> list[RematProblem]:
-    """The problem as it is, and, where Inductor is kept to an order, with ever fewer library calls between fused loops.
-
-    The first takes the fewest launches and loads, the last the least memory.
-    """
+def orders_of(problem: RematProblem, patches: dict[str, Any]) -> list[RematProblem]:
+    """The problem in the orders that Inductor can be kept to: fewer and fewer library calls between fused loops."""
     keeps_order = patches.get("inductor_choices_class") is _torch_compat.order_keeping_choices
-    return [problem, *(replace(problem, calls_apart=n) for n in _FEWER_CALLS_APART if keeps_order and problem.fuses)]
+    reach = _REACH if keeps_order and problem.fuses else _REACH[:1]
+    return [replace(problem, calls_apart=calls, delays_loops=delays) for calls, delays in reach]
 
 
 def inductor_patches(options: Options) -> dict[str, Any]:
@@ -160,6 +157,7 @@ def inductor_patches(options: Options) -> dict[str, Any]:
         ours = {
             "inductor_choices_class": _torch_compat.order_keeping_choices,
             "post_grad_custom_pre_pass": _torch_compat.far_sums_apart(),
+            "_post_fusion_custom_pass": _torch_compat.KernelsInOrder(),
         }
         frugal |= {option: value for option, value in ours.items() if not _torch_compat.user_has_set(option, value)}
     return {**frugal, **dict(options.inductor)}

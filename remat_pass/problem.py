@@ -133,6 +133,8 @@ class RematProblem:
     """Whether it makes one function of all it generates between two library calls (Inductor's C++)."""
     calls_apart: int = 8
     """Over how many library calls such a lowering may move a loop to one that writes or loads what it loads."""
+    delays_loops: bool = False
+    """Whether it may do so where the later one needs the result of such a call, so that the earlier one waits."""
     margin_permille: int = 0
     """Stated prediction error of the lowering, in thousandths of the peak."""
     resident_forward_bytes: int = 0

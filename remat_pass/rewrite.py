@@ -56,7 +56,7 @@ def rewrite(joint: JointGraph, problem: RematProblem, plan: RematPlan) -> Rewrit
         _torch_compat.raise_parts(forward), _torch_compat.raise_parts(backward)
     )
     for module in (forward, backward):
-        _torch_compat.set_calls_apart(module, problem.calls_apart)
+        _torch_compat.set_calls_apart(module, problem.calls_apart, delays_loops=problem.delays_loops)
     return Rewritten(forward, backward, _claims(forward, names), _claims(backward, names))
 
 

@@ -14,11 +14,12 @@ from remat_pass.analysis import analyze
 from remat_pass.choice import Judgement
 from remat_pass.errors import RematWarning
 from remat_pass.incumbent import Incumbent, torch_partition
-from remat_pass.joint_graph import capture
+from remat_pass.joint_graph import JointGraph, capture
 from remat_pass.lower import RematPartitioner
 from remat_pass.options import resolve_options
 from remat_pass.problem import RematProblem
 from remat_pass.report import RematReport
+from remat_pass.rewrite import Rewritten
 from tests.support.models import floats
 
 
@@ -145,8 +146,8 @@ def test_the_plan_of_the_incumbent_is_what_its_graphs_run_with_a_product_where_i
     assert order[order.index(total) - 1] in problem.values[total].reads
 
 
-def planned_for_inductor(**options: Any) -> RematReport:
-    """The report of one step that is planned for Inductor, before it generates any code."""
+def planned_for_inductor(module: nn.Module | None = None, x: Tensor | None = None, **options: Any) -> RematReport:
+    """The report of one step that is planned for Inductor, before it generates any code; by default of an `Mlp`."""
     resolved = resolve_options(options)
     patches = {**partition.inductor_patches(resolved), "custom_partitioner_fn": StoppingPartitioner(resolved)}
 
@@ -155,7 +156,7 @@ def planned_for_inductor(**options: Any) -> RematReport:
 
     torch._dynamo.reset()
     with pytest.raises(Exception, match="there is a plan"):
-        torch.compile(Mlp(), backend=backend)(floats(512, 32))
+        torch.compile(module or Mlp(), backend=backend)(floats(512, 32) if x is None else x)
     return reports()[-1]
 
 
@@ -189,3 +190,32 @@ def test_a_budget_that_no_plan_fits_is_a_share_of_what_inductor_says(asked: list
     assert report.unconstrained_peak_bytes == free.unconstrained_peak_bytes
     (enough,) = (re.search(r"bytes or (0\.\d+),", str(w.message)) for w in caught if w.category is RematWarning)
     assert enough and int(float(enough[1]) * free.unconstrained_peak_bytes) >= report.least_peak_bytes
+
+
+class Attention(nn.Module):
+    """Torch saves three parts of one product of 3 MiB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(256, 3 * 256, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = (part.unflatten(-1, (4, 64)).transpose(1, 2) for part in self.linear(x).split(256, -1))
+        return F.scaled_dot_product_attention(*parts).sum()
+
+
+def test_views_of_one_storage_that_are_saved_are_judged_as_that_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[tuple[Rewritten, Judgement]] = []
+    judge_graphs = partition.judge_graphs
+
+    def kept(joint: JointGraph, graphs: Rewritten, *more: Any) -> Judgement:
+        judged.append((graphs, judge_graphs(joint, graphs, *more)))
+        return judged[-1][1]
+
+    monkeypatch.setattr(partition, "judge_graphs", kept)
+    planned_for_inductor(Attention(), floats(4, 256, 256))
+    ((graphs, judgement),) = judged
+    taken = graphs.backward.graph.find_nodes(op="placeholder")
+    assert sum(node.meta["val"].shape == (4, 4, 256, 64) for node in taken) == 4
+    # Three parts and the result, the gradients of these, and little besides; 15 MiB if each part were the whole.
+    assert judgement.peak_bytes < 10 * 2**20

@@ -136,6 +136,28 @@ def test_a_loop_passes_no_library_call_that_it_needs() -> None:
     assert kernel_with(kept, "cos") > kernel_with(kept, "mm_1") > kernel_with(kept, "sin")
 
 
+def test_a_kernel_waits_for_what_its_later_loop_needs() -> None:
+    """Inductor would run that before all that stands between the two loops."""
+
+    def run(x: Tensor, y: Tensor, w: Tensor) -> list[Tensor]:
+        early = x.sin() @ w
+        other = y.tan() @ w
+        product = y @ w
+        return [early, other, (x.cos() * product) @ w]
+
+    def found(**patches: Any) -> InductorSchedule:
+        module = trace(run, (64, 64), (64, 64), (64, 64))
+        _torch_compat.set_calls_apart(module, 8, delays_loops=True)
+        choices = _torch_compat.order_keeping_choices
+        return schedule(module, reorder_for_peak_memory=False, inductor_choices_class=choices, **patches)
+
+    theirs, ours = found(), found(_post_fusion_custom_pass=_torch_compat.KernelsInOrder())
+    for kept in (theirs, ours):
+        assert kernel_with(kept, "cos") == kernel_with(kept, "sin") > kernel_with(kept, "mm_2")
+    assert kernel_with(theirs, "tan") > kernel_with(theirs, "mm_2")
+    assert kernel_with(ours, "tan") < kernel_with(ours, "mm_1") < kernel_with(ours, "mm_2")
+
+
 def test_a_product_far_from_its_sum_stays_where_it_is() -> None:
     """Inductor would run it with the sum, and what is multiplied would be alive until then (tied embeddings)."""
 

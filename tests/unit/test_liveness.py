@@ -374,6 +374,49 @@ def test_a_kernel_that_is_hoisted_is_done_there_with_what_it_reads_through_other
     assert alive(problem, "")[:7] == [4, 8, 16, 9, 5, 5, 6]
 
 
+def needs_a_call(**more: object) -> RematProblem:
+    """Two loops that load one value; the later one needs a library call between them."""
+    draft = Draft()
+    draft.input("x")
+    draft.op("mm", "x", mib=4)
+    draft.op("early", "mm", mib=4, kind=Kind.POINTWISE)
+    draft.op("other", "early", mib=1)
+    draft.op("between", "x", mib=4)
+    draft.op("late", "mm between", mib=4, kind=Kind.POINTWISE)
+    draft.op("out", "other late")
+    draft.tangent("t")
+    draft.backward("g", "t")
+    return draft.build(outputs="out", gradients="g", fuses=True, **more)
+
+
+def test_a_kernel_waits_for_what_a_later_loop_needs_and_its_readers_wait_with_it() -> None:
+    #                                        mm early other between late out: late is written over one that it reads
+    assert alive(needs_a_call(), "")[:6] == [4, 8, 9, 9, 9, 6]
+    #                                                         mm - - between early+late other+out
+    assert alive(needs_a_call(delays_loops=True), "")[:6] == [4, 4, 4, 8, 12, 10]
+
+
+def test_a_kernel_does_not_wait_for_what_is_made_of_it() -> None:
+    def problem(**more: object) -> RematProblem:
+        draft = Draft()
+        draft.input("x")
+        draft.op("mm", "x", mib=4)
+        draft.op("early", "mm", mib=4, kind=Kind.POINTWISE)
+        draft.view("seen", "early")
+        draft.op("between", "seen", mib=4)
+        draft.op("late", "mm between", mib=4, kind=Kind.POINTWISE)
+        draft.op("out", "late early")
+        draft.tangent("t")
+        draft.backward("g", "t")
+        return draft.build(outputs="out", gradients="g", fuses=True, **more)
+
+    assert alive(problem(delays_loops=True), "") == alive(problem(), "")
+
+
+def test_kernels_wait_over_few_library_calls_only() -> None:
+    assert alive(needs_a_call(delays_loops=True, calls_apart=1), "") == alive(needs_a_call(), "")
+
+
 def between_two_calls(**more: object) -> RematProblem:
     """One loop after another from one library call to the next."""
     draft = Draft()

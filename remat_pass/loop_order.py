@@ -1,0 +1,197 @@
+"""When the kernels of a program run, where the lowering fuses loops: Inductor's rules, without torch.
+
+    joins     a loop is fused with the kernel that writes what it loads, or with one that loads the same, if both run
+              over the same extent, and not more than `RematProblem.calls_apart` library calls and `_NODES_APART`
+              kernels lie between the loop and the first one of that kernel
+    hoisted   if what the loop needs is there when that kernel runs, it runs then, too
+    delayed   else the kernel waits for what the loop needs (`RematProblem.delays_loops`), unless that is made of what
+              the kernel writes; what reads the kernel waits with it
+
+Inductor joins by the bytes that are spared, and again what is joined; here each loop joins at most one kernel, the
+earliest that it can be hoisted to, or else one of the last two that can wait for it. That a kernel waits, and nothing
+is brought forward for it, is what `_torch_compat.KernelsInOrder` makes of Inductor's order.
+
+Source: torch/_inductor/scheduler.py (`can_fuse`, `are_long_distant_nodes`) of torch 2.13.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+
+from remat_pass.problem import Kind, RematProblem
+from remat_pass.schedule import Program
+
+_CALLS = (Kind.EXTERN, Kind.RANDOM)
+_NO_KERNELS = (Kind.VIEW, Kind.PART, Kind.SYMBOL, Kind.CONSTANT, Kind.TANGENT)
+
+_NODES_APART = 64
+"""Inductor fuses over this many kernels at most."""
+_MOST_TO_DELAY = 2
+"""How many kernels are asked whether they can wait for a loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loops:
+    """The generated loops of a program; arrays are int64 but for `is_elementwise`."""
+
+    positions: np.ndarray
+    """Of the loops, in order; shape (loops,)."""
+    loaded: np.ndarray
+    """Positions that they load, one loop's behind the other's; shape (loads,)."""
+    bounds: np.ndarray
+    """Loop k loads `loaded[bounds[k] : bounds[k + 1]]`; shape (loops + 1,)."""
+    is_elementwise: np.ndarray
+    """Whether a load reads each element where it is written: not of a pool; bool, shape (loads,)."""
+    is_scatter: np.ndarray
+    """Whether a step scatters, so that nobody joins it for what it writes; bool, shape (steps,)."""
+
+
+def running_positions(problem: RematProblem, program: Program, exists: np.ndarray, loops: Loops) -> np.ndarray:
+    """The position at which each step runs: its own, or where its kernel is hoisted to or waits; shape (steps,), int64.
+
+    Args:
+        problem: The graph.
+        program: Its plan on a clock.
+        exists: Whether a step writes memory; bool, shape (steps,).
+        loops: Those of the program.
+    """
+    timetable = _Timetable(program, exists)
+    runs_at, ready_at, kernel_of = timetable.runs_at, timetable.ready_at, timetable.kernel_of
+    follows, storages, count = _common_loads(problem, program, loops)
+    loading: list[list[int]] = [[] for _ in range(count)]
+    """Kernels that load a storage at an extent."""
+    is_scatter = loops.is_scatter.tolist()
+    reach = _reach(problem, program, exists, loops.positions)
+    loaded = loops.loaded.tolist()
+    rows = zip(loops.positions.tolist(), reach, pairwise(loops.bounds.tolist()), strict=True)
+    for p, farthest, (a, b) in rows:
+        begin = program.forward_end if p >= program.forward_end else 0
+        farthest = max(farthest, begin)
+        needed = [s for s in loaded[a:b] if s >= begin]
+        ready = max([begin, *[ready_at[s] for s in needed]])
+        followed = [s for s, may in zip(loaded[a:b], follows[a:b], strict=True) if may and not is_scatter[s]]
+        near = [kernel_of[s] for s in followed]
+        shared = [loading[key] for key in storages[a:b] if key >= 0]
+        for kernels in shared:
+            near += kernels
+        near = [k for k in near if k >= farthest]
+        joined = p
+        for k in near:
+            if ready <= runs_at[k] and (joined == p or runs_at[k] < runs_at[joined]):
+                joined = k
+        if joined == p and near and problem.delays_loops:
+            last = sorted(set(near))[-_MOST_TO_DELAY:]
+            joined = next((k for k in reversed(last) if timetable.delays(k, ready, p, needed, followed)), p)
+        timetable.join(p, joined)
+        ready_at[p] += is_scatter[p]
+        for kernels in shared:
+            if joined not in kernels[-1:]:
+                kernels.append(joined)
+    return np.array(runs_at, dtype=np.int64)
+
+
+def _common_loads(problem: RematProblem, program: Program, loops: Loops) -> tuple[list[bool], list[int], int]:
+    """What loops may be fused for.
+
+    Returns:
+        For each load whether its loop may follow the kernel that writes it; a number for what is loaded and the extent
+        it is loaded at, -1 where no other load has the same; and the count of these numbers.
+    """
+    sizes = problem.size_bytes[program.steps]
+    loop = np.repeat(np.arange(len(loops.positions)), np.diff(loops.bounds))
+    extents = sizes[loops.positions]
+    np.maximum.at(extents, loop, sizes[loops.loaded])
+    extent_of = np.zeros(len(program.values), dtype=np.int64)
+    extent_of[loops.positions] = extents
+    follows = (extent_of[loops.loaded] == extents[loop]) & loops.is_elementwise
+    keys = loops.loaded + np.unique(extents, return_inverse=True)[1][loop] * len(program.values)
+    found, which, met = np.unique(keys, return_inverse=True, return_counts=True)
+    return follows.tolist(), np.where((met[which] > 1) & loops.is_elementwise, which, -1).tolist(), len(found)
+
+
+def _reach(problem: RematProblem, program: Program, exists: np.ndarray, loops: np.ndarray) -> list[int]:
+    """The first position that each loop may be fused with."""
+    calls = np.flatnonzero(problem.is_kind(*_CALLS)[program.steps])
+    kernels = np.flatnonzero(exists & ~problem.is_kind(*_NO_KERNELS)[program.steps])
+    behind_call = np.concatenate(([0] * (problem.calls_apart + 1), calls + 1))[np.searchsorted(calls, loops)]
+    kernel = np.concatenate(([0] * _NODES_APART, kernels))[np.searchsorted(kernels, loops)]
+    reach: list[int] = np.maximum(behind_call, kernel).tolist()
+    return reach
+
+
+class _Timetable:
+    """When steps run, as far as loops have been joined. A kernel goes by the position of its first loop."""
+
+    def __init__(self, program: Program, exists: np.ndarray) -> None:
+        count = len(program.values)
+        self.program = program
+        self.exists = exists.tolist()
+        self.runs_at = list(range(count))
+        self.ready_at = list(range(1, count + 1))
+        """From when on a step can be read."""
+        self.kernel_of = [-1] * count
+        self.members: dict[int, list[int]] = {}
+
+    def join(self, p: int, kernel: int) -> None:
+        """The loop at p is part of a kernel, or the first of a new one, its own."""
+        self.kernel_of[p] = kernel
+        self.members.setdefault(kernel, []).append(p)
+        self.runs_at[p] = self.ready_at[p] = self.runs_at[kernel]
+
+    def delays(self, kernel: int, ready: int, p: int, needed: Collection[int], followed: Iterable[int]) -> bool:
+        """Whether a kernel can wait for what the loop at p needs; then it does, and all that reads it.
+
+        Args:
+            kernel: The kernel.
+            ready: When all is there that the loop needs.
+            p: The loop.
+            needed: What it loads.
+            followed: Which of that it can take over from the kernel that writes it.
+        """
+        own = set(self.members[kernel])
+        if not own.isdisjoint(set(needed).difference(followed)):
+            return False
+        waiting = self._readers_before(own, p)
+        if not waiting.isdisjoint(needed):
+            return False
+        for q in own:
+            self.runs_at[q] = self.ready_at[q] = ready
+        # They run one behind the other, up to the end of their program.
+        end = (self.program.forward_end if p < self.program.forward_end else len(self.runs_at)) - 1
+        waiting |= own
+        for q in sorted(waiting - own):
+            before = max((self.runs_at[r] for r in self.program.reads[q] if r in waiting), default=0)
+            self._postpone(q, min(before + self.exists[q], end))
+        return True
+
+    def _readers_before(self, steps: Collection[int], p: int) -> set[int]:
+        """What reads steps, directly or not, and stands before p, with the kernels that it is part of."""
+        found: set[int] = set()
+        pending = list(steps)
+        while pending:
+            for r in self.readers[pending.pop()]:
+                if r < p and r not in found and r not in steps:
+                    new = set(self.members.get(self.kernel_of[r], (r,))).difference(steps, found)
+                    found |= new
+                    pending += new
+        return found
+
+    def _postpone(self, q: int, at: int) -> None:
+        if at <= self.runs_at[q]:
+            return
+        is_loop = self.kernel_of[q] >= 0
+        for member in self.members[self.kernel_of[q]] if is_loop else (q,):
+            self.runs_at[member] = at
+            self.ready_at[member] = at if is_loop else at + 1
+
+    @cached_property
+    def readers(self) -> list[list[int]]:
+        """For every step the positions that read it."""
+        readers: list[list[int]] = [[] for _ in self.runs_at]
+        for q, row in enumerate(self.program.reads):
+            for r in row:
+                readers[r].append(q)
+        return readers

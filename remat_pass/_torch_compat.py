@@ -7,6 +7,7 @@ Inductor import it when they are called: a user of the eager lowering never pays
 from bisect import bisect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
 from heapq import heapify, heappop, heappush
@@ -83,6 +84,20 @@ def copy_graph_module(module: fx.GraphModule) -> fx.GraphModule:
         copies[node] = graph.node_copy(node, copies.__getitem__)
     copy = make_graph_module(module, graph)
     copy.meta.update(module.meta)
+    return copy
+
+
+def copy_captured(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy of Dynamo's graph, with what AOTAutograd reads of Dynamo there: which inputs are parameters (2.13, 2.14).
+
+    Inductor changes the graph that it is given.
+    """
+    copy = copy_graph_module(module)
+    if hasattr(module, "_param_name_to_source"):
+        copy._param_name_to_source = module._param_name_to_source
+    for old, new in zip(module.graph.nodes, copy.graph.nodes, strict=True):
+        if hasattr(old, "_dynamo_source"):
+            new._dynamo_source = old._dynamo_source
     return copy
 
 
@@ -356,14 +371,23 @@ class RematPartitionerBase(CustomPartitionerFn):
     """What Inductor demands of `config.custom_partitioner_fn` (2.13, 2.14)."""
 
 
-def compile_with_inductor(module: fx.GraphModule, inputs: Any, config_patches: dict[str, Any]) -> Any:
-    """Inductor's whole compiler, whose partitioner is set in `config_patches` (2.13, 2.14)."""
+def compile_with_inductor(
+    module: fx.GraphModule,
+    inputs: Any,
+    config_patches: dict[str, Any],
+    observer: "ScheduleObserver | None" = None,
+) -> Any:
+    """Inductor's whole compiler, whose partitioner is set in `config_patches` (2.13, 2.14).
+
+    With an observer backward is compiled at once, and not when it first runs.
+    """
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
     # Backward may be lowered later, outside of this call: what holds for it goes with the compiler.
-    return compile_fx(
-        module, inputs, inner_compile=configured_choices()(compile_fx_inner), config_patches=config_patches
-    )
+    inner_compile = observed_schedules(observer)(configured_choices()(compile_fx_inner))
+    eager_backward = {} if observer is None else {"force_non_lazy_backward_lowering": True}
+    with torch._functorch.config.patch(eager_backward):
+        return compile_fx(module, inputs, inner_compile=inner_compile, config_patches=config_patches)
 
 
 @contextmanager
@@ -455,6 +479,28 @@ def order_keeping_choices() -> Any:
     return OrderKeepingChoices()
 
 
+ReadSchedule = Callable[[Collection[str]], "InductorSchedule"]
+"""Reads the schedule of the graph that is compiled; takes the names of the inputs that are copies (`owned`)."""
+
+ScheduleObserver = Callable[[tuple[str, ...], bool, ReadSchedule], None]
+"""Is told the names of a graph's inputs, whether it is a backward graph, and how to read its schedule."""
+
+_observer: ContextVar[ScheduleObserver | None] = ContextVar("remat_schedule_observer", default=None)
+
+
+@contextmanager
+def observed_schedules(observer: ScheduleObserver | None) -> Iterator[None]:
+    """Inside, and as a decorator, the observer sees the schedule of each graph that Inductor compiles.
+
+    `KernelsInOrder` shows them. What the observer raises ends the compilation before code is generated.
+    """
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
+
+
 class KernelsInOrder(CustomSchedulerPass):
     """For `_post_fusion_custom_pass`: a fused kernel runs in the place of its first loop, or once it can.
 
@@ -467,11 +513,15 @@ class KernelsInOrder(CustomSchedulerPass):
         return "remat_pass: kernels run in the place of their first loop, or once they can"
 
     def __call__(self, nodes: list[Any]) -> list[Any]:
-        """The kernels of one graph in their order."""
+        """The kernels of one graph in their order, which the observer is shown."""
         from torch._inductor.virtualized import V
 
         module: Any = V.graph.module
-        return _in_order(nodes) if _CALLS_APART in module.meta else nodes
+        ordered = _in_order(nodes) if _CALLS_APART in module.meta else nodes
+        if observer := _observer.get():
+            names = tuple(node.name for node in module.graph.find_nodes(op="placeholder"))
+            observer(names, V.graph.is_backward, lambda owned: _schedule_of(ordered, owned))
+        return ordered
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, KernelsInOrder)
@@ -618,16 +668,20 @@ class _ScheduleReader:
         """Never cache what is not finished."""
 
     def __call__(self, nodes: list[Any]) -> list[Any]:
-        from torch._inductor import config
-        from torch._inductor.virtualized import V
-
-        self.schedule = _EMPTY_SCHEDULE
-        if nodes:
-            nodes = self.before(nodes) if self.before else nodes
-            inputs, outputs = OrderedSet(V.graph.graph_inputs), OrderedSet(V.graph.get_output_names())
-            schedule = _read_schedule(nodes, inputs, outputs, self.owned, config.reorder_for_peak_memory)
-            self.schedule = replace(schedule, result_strides=tuple(map(_strides, V.graph.graph_outputs)))
+        self.schedule = _schedule_of(self.before(nodes) if self.before else nodes, self.owned)
         raise _ScheduleIsKnown
+
+
+def _schedule_of(nodes: list[Any], owned: Collection[str]) -> InductorSchedule:
+    """Of the graph that Inductor lowers now; empty where there is nothing to run."""
+    from torch._inductor import config
+    from torch._inductor.virtualized import V
+
+    if not nodes:
+        return _EMPTY_SCHEDULE
+    inputs, outputs = OrderedSet(V.graph.graph_inputs), OrderedSet(V.graph.get_output_names())
+    schedule = _read_schedule(nodes, inputs, outputs, owned, config.reorder_for_peak_memory)
+    return replace(schedule, result_strides=tuple(map(_strides, V.graph.graph_outputs)))
 
 
 def _read_schedule(
@@ -863,6 +917,7 @@ def schedule_with_inductor(
     with (
         config.patch(patches),
         configured_choices(),
+        observed_schedules(None),
         mock.patch.object(graph, "get_donated_idxs", lambda: given_away),
     ):
         keeps_strides = config.bw_outputs_user_visible if is_backward else config.keep_output_stride

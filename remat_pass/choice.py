@@ -98,6 +98,7 @@ def choose(
     judge: Judge | None = None,
     *,
     is_last: bool = True,
+    slack_permille: int = 0,
 ) -> Choice:
     """Pick the plan for a budget.
 
@@ -110,6 +111,7 @@ def choose(
         judge: Tells the real peak of a plan; None: the simulated one is exact.
         is_last: Whether nothing else will be tried if no plan is found: then those of low peak are judged, too, and
             tags give way.
+        slack_permille: Thousandths of what the budget allows that are kept free besides.
     """
 
     def judged(candidate: Candidate) -> Judgement:
@@ -132,7 +134,7 @@ def choose(
     budget_bytes = _in_bytes(memory_budget, unconstrained_bytes)
     chosen: Candidate | None = unconstrained
     if budget_bytes is not None:
-        limit = budget_bytes * 1000 // (1000 + problem.margin_permille)
+        limit = problem.without_margin(budget_bytes) * (1000 - slack_permille) // 1000
         if unconstrained_bytes > limit:
             chosen = _search(honouring, limit, peak_of, known, is_last=is_last)
         if chosen is None and memory_budget == 1.0 and isinstance(memory_budget, float):
@@ -265,7 +267,7 @@ def _without_budget(
         return candidates[0], False
     limit = incumbent.judgement
     reordered = evaluate(problem, Proposal(incumbent.keep)).candidate
-    if incumbent.is_estimated or limit.peak_bytes <= _op_by_op_peak(problem):
+    if incumbent.is_estimated or limit.peak_bytes <= op_by_op_peak(problem):
         return reordered, True
     rivals = [fastest_within(candidates, peak) for peak in (limit.peak_bytes, reordered.peak_bytes)]
     better: tuple[int, int, Candidate] | None = None
@@ -280,7 +282,7 @@ def _without_budget(
     return (reordered, True) if better is None else (better[2], False)
 
 
-def _op_by_op_peak(problem: RematProblem) -> int:
+def op_by_op_peak(problem: RematProblem) -> int:
     """Of the model as it stands: only what its checkpointing asks for is computed again, and nothing is fused."""
     keep = frozenset(i for i, v in enumerate(problem.values) if v.wish != "recompute" and not v.cannot_save)
     return evaluate(replace(problem, fuses=False), Proposal(keep)).candidate.peak_bytes

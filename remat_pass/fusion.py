@@ -47,7 +47,8 @@ _UPDATES = ("aten.scatter", "aten.scatter_add", "aten.scatter_reduce", *_SCATTER
 """Library calls that write over what they read first, if nothing else does."""
 
 _REALIZE_READS = 4
-"""Inductor computes a value in each of several readers only up to this many loads (`realize_reads_threshold`)."""
+"""Inductor computes a value in each of several readers only up to this many different loads
+(`realize_reads_threshold`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def fused_kernels(problem: RematProblem, program: Program) -> Kernels:
     is_elementwise = ~np.repeat(is_pool[loops], np.diff(bounds))
     is_scatter = problem.is_op(*_SCATTERS)[program.steps]
     runs_at = running_positions(problem, program, exists, Loops(loops, loaded, bounds, is_elementwise, is_scatter))
-    begins, ends = _functions(problem, program)
+    begins, ends = _functions(problem, program, runs_at)
     return Kernels(exists, runs_at, _may_overwrite(problem, program, loops, loaded, bounds, runs_at), begins, ends)
 
 
@@ -134,7 +135,9 @@ def _exists(problem: RematProblem, program: Program, is_view: np.ndarray) -> np.
     readers = np.repeat(kernels, np.diff(bounds))
     must[read[~problem.is_kind(*_FUSING_READERS)[steps[readers]]]] = True
     several = (np.bincount(read, minlength=len(steps)) > 1).tolist()
-    loads = [1] * len(steps)
+    none = frozenset[int]()
+    loads = [none] * len(steps)
+    """What an inlined value loads: positions, of views where it reads through them."""
     pooled = np.zeros(len(steps), dtype=bool)
     pooled[read[problem.is_op(*_POOLS)[steps[readers]]]] = True
     is_pooled = pooled.tolist()
@@ -144,14 +147,15 @@ def _exists(problem: RematProblem, program: Program, is_view: np.ndarray) -> np.
     rows, reads = np.flatnonzero(~must[kernels]), read.tolist()
     of_row = zip(kernels[rows].tolist(), bounds[rows].tolist(), bounds[rows + 1].tolist(), strict=True)
     for p, first, end in of_row:
-        count = sum([loads[r] for r in reads[first:end]])
+        mine = none.union(*[loads[r] or (r,) for r in reads[first:end]])
+        count = len(mine)
         is_much = computes_much[p] or any([much[r] for r in reads[first:end]])
         if is_pooled[p] and count > 1:
             must[p] = exists[p] = True
         elif several[p] and (is_much or count > _REALIZE_READS):
             exists[p] = True
         else:
-            loads[p], much[p] = count, is_much
+            loads[p], much[p] = mine, is_much
     reused = np.flatnonzero(exists & ~must).tolist()
     if reused:
         _inline_into_one_kernel(exists, reused, kernels.tolist(), reads, bounds.tolist())
@@ -211,12 +215,12 @@ def _updates(problem: RematProblem, program: Program) -> tuple[np.ndarray, np.nd
     return calls[is_first], first[is_first]
 
 
-def _functions(problem: RematProblem, program: Program) -> tuple[np.ndarray, np.ndarray]:
+def _functions(problem: RematProblem, program: Program, runs_at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`Kernels.begins` and `Kernels.ends`."""
     positions = np.arange(len(program.values))
     if not problem.joins_loops:
         return positions, positions
-    calls = np.flatnonzero(problem.runs_alone[program.steps])
+    calls = runs_at[problem.runs_alone[program.steps]]
     bounds = np.unique(np.concatenate(([0, program.forward_end, len(positions)], calls, calls + 1)))
     which = np.searchsorted(bounds, positions, side="right") - 1
     return bounds[which], bounds[which + 1] - 1

@@ -53,7 +53,6 @@ def inductor_judge(
     return judge
 
 
-@collection_paused()
 def judge_graphs(
     joint: JointGraph,
     rewritten: Rewritten,
@@ -62,17 +61,118 @@ def judge_graphs(
     config_patches: dict[str, Any],
 ) -> Judgement:
     """Peak and estimated time of both graphs under Inductor."""
-    forward, backward = _schedules(rewritten, config_patches)
-    return Judgement(
-        max(
-            schedule_peak(forward, _scratch(forward, joint, problem, rewritten.forward_values))
-            + problem.resident_forward_bytes,
-            schedule_peak(backward, _scratch(backward, joint, problem, rewritten.backward_values))
-            + problem.resident_backward_bytes,
-        ),
-        _step_ns(forward, problem, rewritten.forward_values, rates)
-        + _step_ns(backward, problem, rewritten.backward_values, rates),
-    )
+    return Witness(joint, rewritten, problem, rates, config_patches).ask()
+
+
+class PeakExceeded(Exception):
+    """Inductor's schedule takes more than the budget allows."""
+
+
+class Witness:
+    """Judges a plan by Inductor's schedules of its two graphs, forward first.
+
+    It can be the observer of the compilation itself, which then is ended where the peak turns out to be too high.
+    """
+
+    def __init__(
+        self,
+        joint: JointGraph,
+        rewritten: Rewritten,
+        problem: RematProblem,
+        rates: DeviceRates,
+        config_patches: dict[str, Any],
+        limit_bytes: int | None = None,
+    ) -> None:
+        """`limit_bytes`: the largest peak that is accepted; None: any. For the rest see `inductor_judge`."""
+        self.joint, self.rewritten, self.problem, self.rates = joint, rewritten, problem, rates
+        self.config_patches, self.limit_bytes = config_patches, limit_bytes
+        self.strides: dict[str | None, tuple[int, ...] | None] = {}
+        """Of what forward returns, by name."""
+        self._forward: Judgement | None = None
+        self._backward: Judgement | None = None
+
+    @property
+    def judgement(self) -> Judgement | None:
+        """Of both graphs; None before both were seen."""
+        if self._forward is None or self._backward is None:
+            return None
+        return Judgement(
+            max(self._forward.peak_bytes, self._backward.peak_bytes), self._forward.step_ns + self._backward.step_ns
+        )
+
+    @collection_paused()
+    def ask(self) -> Judgement:
+        """Lower both graphs as Inductor will, without generating code.
+
+        Raises:
+            PeakExceeded: The peak is above the limit.
+        """
+        forward, backward = self.rewritten.forward, self.rewritten.backward
+        results = _result_names(forward)
+        taken = {node.name for node in backward.graph.find_nodes(op="placeholder")}
+        visible = len(results) - len(taken.intersection(results))
+        self.see_forward(
+            _torch_compat.schedule_with_inductor(
+                forward, is_backward=False, visible=visible, strides={}, config_patches=self.config_patches
+            )
+        )
+        self.see_backward(
+            _torch_compat.schedule_with_inductor(
+                backward,
+                is_backward=True,
+                visible=len(_result_names(backward)),
+                strides={name: stride for name, stride in self.strides.items() if name and stride is not None},
+                donated=_torch_compat.donated_buffers(forward, backward, visible),
+                owned=self.copied_inputs,
+                config_patches=self.config_patches,
+            )
+        )
+        judgement = self.judgement
+        assert judgement is not None
+        return judgement
+
+    def observe(self, inputs: tuple[str, ...], is_backward: bool, read: _torch_compat.ReadSchedule) -> None:
+        """Told of each graph that Inductor compiles; others than the two do not matter.
+
+        Raises:
+            PeakExceeded: The peak is above the limit.
+        """
+        module = self.rewritten.backward if is_backward else self.rewritten.forward
+        if inputs != tuple(node.name for node in module.graph.find_nodes(op="placeholder")):
+            return
+        if is_backward:
+            self.see_backward(read(self.copied_inputs))
+        else:
+            self.see_forward(read(()))
+
+    def see_forward(self, schedule: InductorSchedule) -> None:
+        """The schedule of the forward graph."""
+        # Forward returns the user's results, then what it saves, by the names backward takes it under.
+        names = _result_names(self.rewritten.forward)
+        self.strides = dict(zip(names, schedule.result_strides, strict=False))
+        self._forward = self._judged(schedule, self.rewritten.forward_values, self.problem.resident_forward_bytes)
+
+    def see_backward(self, schedule: InductorSchedule) -> None:
+        """The schedule of the backward graph."""
+        schedule = _with_shared_storages(schedule, _torch_compat.storages_of_results(self.rewritten.forward))
+        self._backward = self._judged(schedule, self.rewritten.backward_values, self.problem.resident_backward_bytes)
+
+    @property
+    def copied_inputs(self) -> frozenset[str]:
+        """Inputs that forward saves in another layout: backward gets a copy of its own."""
+        inputs = self.rewritten.forward.graph.find_nodes(op="placeholder")
+        return frozenset(
+            node.name
+            for node in inputs
+            if _torch_compat.has_other_strides(node.meta["val"], self.strides.get(node.name))
+        )
+
+    def _judged(self, schedule: InductorSchedule, values: Mapping[str, int], resident_bytes: int) -> Judgement:
+        scratch = _scratch(schedule, self.joint, self.problem, values)
+        peak_bytes = schedule_peak(schedule, scratch) + resident_bytes
+        if self.limit_bytes is not None and peak_bytes > self.limit_bytes:
+            raise PeakExceeded(f"{peak_bytes} bytes are above {self.limit_bytes}")
+        return Judgement(peak_bytes, _step_ns(schedule, self.problem, values, self.rates))
 
 
 def _step_ns(schedule: InductorSchedule, problem: RematProblem, values: Mapping[str, int], rates: DeviceRates) -> int:
@@ -85,32 +185,6 @@ def _step_ns(schedule: InductorSchedule, problem: RematProblem, values: Mapping[
             calls = [problem.values[values[n]] for n in names if n in values]
             total += max((v.recompute_ns for v in calls if v.kind in (Kind.EXTERN, Kind.RANDOM)), default=0)
     return total
-
-
-def _schedules(rewritten: Rewritten, config_patches: dict[str, Any]) -> tuple[InductorSchedule, InductorSchedule]:
-    """Of both graphs. Forward returns the user's results, then what it saves, by the names backward takes it under."""
-    results = _result_names(rewritten.forward)
-    taken = {node.name for node in rewritten.backward.graph.find_nodes(op="placeholder")}
-    visible = len(results) - len(taken.intersection(results))
-    forward = _torch_compat.schedule_with_inductor(
-        rewritten.forward,
-        is_backward=False,
-        visible=visible,
-        strides={},
-        config_patches=config_patches,
-    )
-    strides = dict(zip(results, forward.result_strides, strict=False))
-    donated = _torch_compat.donated_buffers(rewritten.forward, rewritten.backward, visible)
-    backward = _torch_compat.schedule_with_inductor(
-        rewritten.backward,
-        is_backward=True,
-        visible=len(_result_names(rewritten.backward)),
-        strides={name: stride for name, stride in strides.items() if name and stride is not None},
-        donated=donated,
-        owned=_copied_inputs(rewritten.forward, strides),
-        config_patches=config_patches,
-    )
-    return forward, _with_shared_storages(backward, _torch_compat.storages_of_results(rewritten.forward))
 
 
 def _with_shared_storages(schedule: InductorSchedule, storages: Mapping[str, tuple[object, int]]) -> InductorSchedule:
@@ -135,14 +209,6 @@ def _with_shared_storages(schedule: InductorSchedule, storages: Mapping[str, tup
         schedule,
         buffers=(*(b for b in schedule.buffers if b.name not in views), *whole),
         overwritten={new: old for new, old in schedule.overwritten.items() if old not in views},
-    )
-
-
-def _copied_inputs(module: fx.GraphModule, strides: Mapping[str | None, tuple[int, ...] | None]) -> frozenset[str]:
-    """Inputs that forward saves in another layout: backward gets a copy of its own."""
-    inputs = module.graph.find_nodes(op="placeholder")
-    return frozenset(
-        node.name for node in inputs if _torch_compat.has_other_strides(node.meta["val"], strides.get(node.name))
     )
 
 

@@ -27,6 +27,9 @@ from remat_pass.schedule import Program
 _CALLS = (Kind.EXTERN, Kind.RANDOM)
 _NO_KERNELS = (Kind.VIEW, Kind.PART, Kind.SYMBOL, Kind.CONSTANT, Kind.TANGENT)
 
+_SEEDS = ("prims.inductor_seeds",)
+"""Each loop that draws loads another one of these."""
+
 _NODES_APART = 64
 """Inductor fuses over this many kernels at most."""
 _MOST_TO_DELAY = 2
@@ -98,7 +101,7 @@ def _common_loads(problem: RematProblem, program: Program, loops: Loops) -> tupl
 
     Returns:
         For each load whether its loop may follow the kernel that writes it; a number for what is loaded and the extent
-        it is loaded at, -1 where no other load has the same; and the count of these numbers.
+        it is loaded at, -1 where no other load shares it; and the count of these numbers.
     """
     sizes = problem.size_bytes[program.steps]
     loop = np.repeat(np.arange(len(loops.positions)), np.diff(loops.bounds))
@@ -109,7 +112,9 @@ def _common_loads(problem: RematProblem, program: Program, loops: Loops) -> tupl
     follows = (extent_of[loops.loaded] == extents[loop]) & loops.is_elementwise
     keys = loops.loaded + np.unique(extents, return_inverse=True)[1][loop] * len(program.values)
     found, which, met = np.unique(keys, return_inverse=True, return_counts=True)
-    return follows.tolist(), np.where((met[which] > 1) & loops.is_elementwise, which, -1).tolist(), len(found)
+    is_seed = problem.is_op(*_SEEDS)[program.steps[loops.loaded]]
+    shares = (met[which] > 1) & loops.is_elementwise & ~is_seed
+    return follows.tolist(), np.where(shares, which, -1).tolist(), len(found)
 
 
 def _reach(problem: RematProblem, program: Program, exists: np.ndarray, loops: np.ndarray) -> list[int]:

@@ -2,8 +2,8 @@
 
 The one bend in the path is here. Both compilers take control and call a partitioner back in the middle of their work;
 `RematPartitioner` is that partitioner, and it calls `partition`, which runs the straight path. Inductor deep-copies
-and pickles it into its cache keys, so it holds the options and nothing else; what it finds out reaches `lower` through
-a context variable.
+and pickles it into its cache keys, so it holds the options and nothing else; what it finds out it tells the
+`compilation`.
 
 A budget of "auto" is worked out first, so that the partitioner, and with it every cache, knows it as bytes.
 
@@ -11,7 +11,6 @@ With a warm cache Inductor never calls it. The report of the first compile is th
 a hash of everything that determines the result: the captured graph, its inputs, and `uuid()`.
 """
 
-import contextvars
 import hashlib
 import logging
 import warnings
@@ -26,6 +25,7 @@ from torch import fx
 
 from remat_pass import _torch_compat
 from remat_pass.auto_budget import AutoBudget, work_out_budget
+from remat_pass.compilation import begin_compilation, compile_and_judge, current_compilation
 from remat_pass.errors import InfeasibleBudgetError, RematWarning
 from remat_pass.options import AUTO, Options, resolve_options
 from remat_pass.partition import inductor_patches, partition
@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 
 _FORMAT = 8
 """Of what is cached: plans and reports of another one are not used."""
-
-_collected: contextvars.ContextVar[list[RematReport] | None] = contextvars.ContextVar("remat_reports", default=None)
 
 _budgeted_frames: set[int] = set()
 
@@ -58,19 +56,20 @@ class RematPartitioner(_torch_compat.RematPartitionerBase):
         **_: Any,
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         """The interface of torch's partitioners."""
-        forward, backward, report = partition(
+        compilation = current_compilation()
+        partitioned = partition(
             gm,
             joint_inputs,
             self.options,
             forward_count=num_fwd_outputs,
             static_indices=static_lifetime_input_indices,
+            trusts=compilation is not None and compilation.trusts,
         )
-        collected = _collected.get()
-        if collected is None:
-            _publish(report, self.options)
+        if compilation is None:
+            _publish(partitioned.report, self.options)
         else:
-            collected.append(report)
-        return forward, backward
+            compilation.planned.append(partitioned)
+        return partitioned.forward, partitioned.backward
 
     def uuid(self) -> str:
         """Everything beside the graph that determines the result: versions, options, the plan that is replayed."""
@@ -92,17 +91,15 @@ def lower(module: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Ca
         auto = work_out_budget(inputs, options.reserve)
         options = replace(options, memory_budget=auto.budget_bytes if auto else None, reserve=None)
     partitioner = RematPartitioner(options)
-    token = _collected.set([])
     try:
         if options.lowering == "eager":
-            compiled = _torch_compat.compile_op_by_op(module, inputs, partitioner)
-            reports = _collected.get() or []
+            with begin_compilation() as compilation:
+                compiled = _torch_compat.compile_op_by_op(module, inputs, partitioner)
+            reports = compilation.reports
         else:
             compiled, reports = _lower_with_inductor(module, inputs, options, partitioner)
     except InfeasibleBudgetError as error:
         raise (auto.explain(error) if auto else error) from None
-    finally:
-        _collected.reset(token)
     for report in reports:
         _publish(replace(report, auto_budget=auto), options)
         _warn_of_several_graphs(report)
@@ -131,8 +128,11 @@ def _lower_with_inductor(
 ) -> tuple[Callable[..., Any], list[RematReport]]:
     stored = _stored_reports(module, inputs, partitioner)
     patches = {**inductor_patches(options), "custom_partitioner_fn": partitioner}
-    compiled = _torch_compat.compile_with_inductor(module, inputs, patches)
-    reports = _collected.get() or []
+
+    def compile_copy(observer: _torch_compat.ScheduleObserver | None) -> Callable[..., Any]:
+        return _torch_compat.compile_with_inductor(_torch_compat.copy_captured(module), inputs, patches, observer)
+
+    compiled, reports = compile_and_judge(compile_copy)
     if reports:
         _store(reports, stored)
         return compiled, reports
@@ -164,6 +164,7 @@ def _restore(folder: Path) -> list[RematReport]:
 
 def _publish(report: RematReport, options: Options) -> None:
     publish(report)
+    log.info("%s", report.headline)
     if options.debug_dir is not None:
         log.info("wrote %s", report.write(options.debug_dir))
 

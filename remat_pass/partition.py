@@ -7,7 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,12 +16,22 @@ from torch import fx
 from remat_pass import _torch_compat
 from remat_pass.analysis import analyze
 from remat_pass.breakdown import break_down
-from remat_pass.choice import Choice, IncumbentPlan, Judge, Judgement, choose, infeasible, simulated_judge
+from remat_pass.choice import (
+    Choice,
+    IncumbentPlan,
+    Judge,
+    Judgement,
+    choose,
+    infeasible,
+    op_by_op_peak,
+    simulated_judge,
+)
 from remat_pass.errors import OptionError, PlanError, RematWarning
 from remat_pass.incumbent import Incumbent, torch_partition
-from remat_pass.inductor_peak import inductor_judge, judge_graphs
+from remat_pass.inductor_peak import Witness, inductor_judge, judge_graphs
 from remat_pass.joint_graph import JointGraph, capture
 from remat_pass.kernel_times import rates_of
+from remat_pass.ops import is_convolution
 from remat_pass.options import Options
 from remat_pass.plan_file import dump_plan, load_plan
 from remat_pass.problem import Kind, RematPlan, RematProblem
@@ -34,14 +44,28 @@ from remat_pass.verify import verify
 
 log = logging.getLogger(__name__)
 
-_REACH = ((64, True), (8, False), (0, False))
+_REACH = ((16, True), (8, False), (0, False))
 """`RematProblem.calls_apart` and `delays_loops` of the orders that are planned, one after the other, until a plan fits.
-The first is as far as Inductor itself fuses: the fewest launches and loads. The last takes the least memory."""
+The first is about as far as Inductor itself fuses: the fewest launches and loads. The last takes the least memory."""
+
+_SLACK_PERMILLE = 10
+"""What is kept free of a budget where simulated peaks are believed: the real one may be so many thousandths above."""
 
 _FAR_BELOW = 0.8
 """For a budget in bytes below this share of the peak that is simulated for torch's own partition, Inductor is not asked
 about that, which spares a tenth of the compile time. The judged peak was at least 0.95x of it on seven models (U-Net
 with autocast)."""
+
+
+@dataclass(frozen=True)
+class Partitioned:
+    """What becomes of one joint graph."""
+
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+    report: RematReport
+    witness: Witness | None
+    """Where a simulated peak was believed: what will tell the real one while Inductor compiles."""
 
 
 def partition(
@@ -51,7 +75,8 @@ def partition(
     *,
     forward_count: int,
     static_indices: Sequence[int] | None,
-) -> tuple[fx.GraphModule, fx.GraphModule, RematReport]:
+    trusts: bool = False,
+) -> Partitioned:
     """Split a joint graph into a forward and a backward graph that stay within the budget.
 
     Args:
@@ -60,6 +85,7 @@ def partition(
         options: Resolved options.
         forward_count: How many leading outputs are forward's.
         static_indices: Positions of parameters and buffers among the primals, or None if unknown.
+        trusts: Whether a simulated peak may be believed for now, because a witness will see the compilation.
 
     Raises:
         OptionError: The budget is "auto", which only the backend can work out, from the inputs that Dynamo captured.
@@ -76,49 +102,86 @@ def partition(
     rates = rates_of(main_device_type(joint.nodes), options.cost_model)
     patches = inductor_patches(options)
     incumbent = torch_partition(captured, problem, inputs) if fuses else None
+    ordered = orders_of(problem, patches)
+    trusts = trusts and _may_be_trusted(joint, problem, options, patches)
     rival = None
     if incumbent:
+        estimate = simulated_judge(ordered[0])(incumbent.plan(problem))
+        trusts = trusts and estimate.peak_bytes <= op_by_op_peak(problem)
         judge_incumbent = partial(judge_graphs, joint, incumbent.graphs, problem, rates, patches)
-        rival = _rival(incumbent, problem, options.memory_budget, judge_incumbent)
-    orders = [
-        (ordered, inductor_judge(joint, ordered, rates, patches) if fuses else simulated_judge(ordered))
-        for ordered in orders_of(problem, patches)
-    ]
-    choice, problem, judge = _chosen(orders, options.memory_budget, rival)
-    if incumbent and choice.unconstrained_is_estimated and not choice.fits:
-        # It may fit after all, and the error says what share of its peak is enough.
-        rival = IncumbentPlan(incumbent.keep, judge_incumbent())
-        choice, problem, judge = _chosen(orders, options.memory_budget, rival)
-    if options.plan:
-        plan, problem, judge = _replayed(orders, choice, options)
+        rival = _rival(incumbent, estimate, options.memory_budget, judge_incumbent, trusts=trusts)
+    settled = _believed(ordered, options.memory_budget, rival) if trusts else None
+    if settled:
+        choice, problem = settled
+        plan = plan_of(problem, choice.candidate.decisions)
     else:
-        plan = _planned(problem, choice, options)
+        orders = [(p, inductor_judge(joint, p, rates, patches) if fuses else simulated_judge(p)) for p in ordered]
+        choice, problem, judge = _chosen(orders, options.memory_budget, rival)
+        if incumbent and choice.unconstrained_is_estimated and not choice.fits:
+            # It may fit after all, and the error says what share of its peak is enough.
+            rival = IncumbentPlan(incumbent.keep, judge_incumbent())
+            choice, problem, judge = _chosen(orders, options.memory_budget, rival)
+        if options.plan:
+            plan, problem, judge = _replayed(orders, choice, options)
+        else:
+            plan = _planned(problem, choice, options)
     if incumbent and choice.is_incumbent and options.plan is None:
         graphs, predicted, origin = incumbent.graphs, choice.unconstrained, "torch"
     else:
         graphs = rewrite(joint, problem, plan)
         verify(joint, problem, plan, graphs)
-        predicted, origin = judge(plan), "plan file" if options.plan else "planner"
+        predicted = simulated_judge(problem)(plan) if settled else judge(plan)
+        origin = "plan file" if options.plan else "planner"
     if choice.unconstrained_is_estimated:
         fastest = choice.frontier[0]
         step_ns = predicted.step_ns - plan_ns(problem, plan) + fastest.recompute_ns
         choice = replace(choice, unconstrained=replace(choice.unconstrained, step_ns=step_ns))
     report = _report(joint, problem, plan, choice, graphs, predicted, options, unprobed, origin, begin)
-    log.info("%s", report.headline)
-    return graphs.forward, graphs.backward, report
+    witness = None
+    if settled:
+        limit = None if choice.budget_bytes is None else problem.without_margin(choice.budget_bytes)
+        witness = Witness(joint, graphs, problem, rates, patches, limit)
+    return Partitioned(graphs.forward, graphs.backward, report, witness)
+
+
+def _may_be_trusted(joint: JointGraph, problem: RematProblem, options: Options, patches: dict[str, Any]) -> bool:
+    """Whether simulated peaks are near those that Inductor will show.
+
+    Convolutions are laid out otherwise, and what has dynamic shapes may be compiled later, as may what no observer can
+    see.
+    """
+    is_observed = isinstance(patches.get("_post_fusion_custom_pass"), _torch_compat.KernelsInOrder)
+    convolves = any(is_convolution(node) for node in joint.nodes)
+    return problem.fuses and is_observed and not (options.plan or problem.symbolic or convolves)
+
+
+def _believed(
+    ordered: Sequence[RematProblem], memory_budget: float | int | None, rival: IncumbentPlan | None
+) -> tuple[Choice, RematProblem] | None:
+    """The plan for the budget in the first order that has one, by simulation; None where there is none."""
+    for problem in ordered:
+        choice = choose(problem, memory_budget, rival, is_last=False, slack_permille=_SLACK_PERMILLE)
+        if choice.fits:
+            return choice, problem
+    return None
 
 
 def _rival(
     incumbent: Incumbent,
-    problem: RematProblem,
+    estimate: Judgement,
     memory_budget: float | int | None,
     judge: Callable[[], Judgement],
+    *,
+    trusts: bool,
 ) -> IncumbentPlan:
-    """What torch's own partition is like; where a budget in bytes is far below its peak, by simulation."""
-    if isinstance(memory_budget, int):
-        estimate = simulated_judge(orders_of(problem, {})[0])(incumbent.plan(problem))
-        if memory_budget < _FAR_BELOW * estimate.peak_bytes:
-            return IncumbentPlan(incumbent.keep, estimate, is_estimated=True)
+    """What torch's own partition is like; by simulation where that is enough.
+
+    That is where it is believed, or a budget in bytes is far below its peak. A fraction is one of the judged peak.
+    """
+    is_fraction = isinstance(memory_budget, float)
+    is_far_below = memory_budget is not None and memory_budget < _FAR_BELOW * estimate.peak_bytes
+    if not is_fraction and (trusts or is_far_below):
+        return IncumbentPlan(incumbent.keep, estimate, is_estimated=True)
     return IncumbentPlan(incumbent.keep, judge())
 
 
@@ -147,19 +210,18 @@ def orders_of(problem: RematProblem, patches: dict[str, Any]) -> list[RematProbl
 def inductor_patches(options: Options) -> dict[str, Any]:
     """The Inductor options that graphs are compiled with.
 
-    Under a budget loops and products stay near the place where the plan has them, and a dead buffer is freed rather
-    than kept for the next one of its size, which Inductor allows itself up to its own estimate of the peak. A caching
-    allocator makes that free. The user's own settings go first.
+    A pass shows us the schedules. Under a budget it also keeps them in order; loops and products stay near the place
+    where the plan has them; and a dead buffer is freed rather than kept for the next one of its size, which Inductor
+    allows itself up to its own estimate of the peak. A caching allocator makes that free. The user's own settings go
+    first.
     """
+    ours: dict[str, Any] = {"_post_fusion_custom_pass": _torch_compat.KernelsInOrder()}
     frugal: dict[str, Any] = {}
     if options.memory_budget is not None:
         frugal["allow_buffer_reuse"] = False
-        ours = {
-            "inductor_choices_class": _torch_compat.order_keeping_choices,
-            "post_grad_custom_pre_pass": _torch_compat.far_sums_apart(),
-            "_post_fusion_custom_pass": _torch_compat.KernelsInOrder(),
-        }
-        frugal |= {option: value for option, value in ours.items() if not _torch_compat.user_has_set(option, value)}
+        ours["inductor_choices_class"] = _torch_compat.order_keeping_choices
+        ours["post_grad_custom_pre_pass"] = _torch_compat.far_sums_apart()
+    frugal |= {option: value for option, value in ours.items() if not _torch_compat.user_has_set(option, value)}
     return {**frugal, **dict(options.inductor)}
 
 

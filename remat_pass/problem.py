@@ -167,6 +167,10 @@ class RematProblem:
         """The smallest budget in bytes that a predicted peak fits, the prediction error of the lowering included."""
         return -(-peak_bytes * (1000 + self.margin_permille) // 1000)
 
+    def without_margin(self, budget_bytes: int) -> int:
+        """The largest predicted peak that a budget in bytes is enough for."""
+        return budget_bytes * 1000 // (1000 + self.margin_permille)
+
     @cached_property
     def index(self) -> dict[str, int]:
         """Value by name."""

@@ -33,13 +33,8 @@ class Capture:
     precision: str
 
     def fresh_graph(self) -> fx.GraphModule:
-        """A copy with what AOTAutograd reads of Dynamo: which inputs are parameters."""
-        copy = _torch_compat.copy_graph_module(self.graph)
-        copy._param_name_to_source = self.graph._param_name_to_source
-        for old, new in zip(self.graph.graph.nodes, copy.graph.nodes, strict=True):
-            if old.op == "placeholder":
-                new._dynamo_source = old._dynamo_source
-        return copy
+        """A copy, since Inductor changes what it is given."""
+        return _torch_compat.copy_captured(self.graph)
 
 
 def precision_context(precision: str) -> Any:

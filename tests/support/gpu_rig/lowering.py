@@ -8,7 +8,10 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from remat_pass import _torch_compat
+from remat_pass.compilation import compile_and_judge
 from remat_pass.costs import device_rates
+from remat_pass.report import publish
 from tests.support.gpu_rig import wrapper
 from tests.support.gpu_rig.capture import Capture, capture
 from tests.support.gpu_rig.fake_gpu import fake_gpu
@@ -110,8 +113,17 @@ def measure(captured: Capture, forward: Generated, backward: Generated) -> GpuLo
 
 
 def _generate(captured: Capture, partitioner: Any, config: RigConfig) -> tuple[Generated, Generated]:
+    """As the backend compiles: what the partitioner believed is seen by its witness; its reports are published."""
     chosen = {} if partitioner is None else {"custom_partitioner_fn": partitioner}
-    return generate(captured, inductor={**config.inductor, **chosen}, functorch=config.functorch)
+
+    def compile_(observer: _torch_compat.ScheduleObserver | None) -> tuple[Generated, Generated]:
+        with _torch_compat.observed_schedules(observer):
+            return generate(captured, inductor={**config.inductor, **chosen}, functorch=config.functorch)
+
+    generated, reports = compile_and_judge(compile_)
+    for report in reports:
+        publish(report)
+    return generated  # type: ignore[no-any-return]
 
 
 def _fresh(value: Any) -> Any:

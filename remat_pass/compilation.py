@@ -1,0 +1,110 @@
+"""The compilation is the judge of its plan: a simulated peak is believed until Inductor's schedules show the real one.
+
+    compile, believing ──► partition chooses by simulation ──► Inductor schedules forward ──► backward ──► code
+                                                                     │ above the limit: stop
+    compile again, asking Inductor about each plan before it is chosen ◄────┘
+
+Asking costs a tenth of the compile time for every plan, being wrong up to the half of it, and simulated peaks are
+hardly ever wrong by more than is kept free for that (`partition`).
+
+Inductor and AOTAutograd take control in between, so what they and the partitioner have to tell travels in a context
+variable.
+"""
+
+import contextvars
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from remat_pass import _torch_compat
+from remat_pass.inductor_peak import PeakExceeded
+from remat_pass.partition import Partitioned
+from remat_pass.report import RematReport
+
+
+@dataclass
+class Compilation:
+    """What is told while one captured graph is compiled."""
+
+    trusts: bool = False
+    """Whether simulated peaks are believed, because the schedules are seen."""
+    planned: list[Partitioned] = field(default_factory=list)
+
+    def observe(self, inputs: tuple[str, ...], is_backward: bool, read: _torch_compat.ReadSchedule) -> None:
+        """Hand a schedule to the plan that it is of."""
+        for partitioned in self.planned:
+            if partitioned.witness:
+                partitioned.witness.observe(inputs, is_backward, read)
+
+    @property
+    def reports(self) -> list[RematReport]:
+        """Of the planned graphs, with the peaks that Inductor has shown."""
+        return [_witnessed(partitioned) for partitioned in self.planned]
+
+
+_current: contextvars.ContextVar[Compilation | None] = contextvars.ContextVar("remat_compilation", default=None)
+
+
+def current_compilation() -> Compilation | None:
+    """The one that is going on, if any."""
+    return _current.get()
+
+
+@contextmanager
+def begin_compilation(*, trusts: bool = False) -> Iterator[Compilation]:
+    """Inside, partitioners tell what they have planned."""
+    compilation = Compilation(trusts)
+    token = _current.set(compilation)
+    try:
+        yield compilation
+    finally:
+        _current.reset(token)
+
+
+def compile_and_judge(
+    compile_: Callable[[_torch_compat.ScheduleObserver | None], Any],
+) -> tuple[Any, list[RematReport]]:
+    """Compile once believing simulated peaks; if one is too high, again, asking Inductor about each plan beforehand.
+
+    Args:
+        compile_: Compiles a copy of the captured graph, and shows the observer, if it gets one, all schedules.
+
+    Returns:
+        What it returns, and the reports of the graphs that were planned.
+    """
+    try:
+        with begin_compilation(trusts=True) as compilation:
+            compiled = compile_(compilation.observe)
+        for partitioned in compilation.planned:
+            # Both graphs came out of Inductor's cache, or were compiled in another process.
+            if partitioned.witness and partitioned.witness.judgement is None:
+                partitioned.witness.ask()
+        return compiled, compilation.reports
+    except Exception as error:
+        if _torch_compat.find_cause(error, PeakExceeded) is None:
+            raise
+    with begin_compilation() as compilation:
+        compiled = compile_(None)
+    return compiled, compilation.reports
+
+
+def _witnessed(partitioned: Partitioned) -> RematReport:
+    report = partitioned.report
+    shown = partitioned.witness and partitioned.witness.judgement
+    if not shown:
+        return report
+    unconstrained, step_ns = report.unconstrained_peak_bytes, report.unconstrained_step_ns
+    if report.origin == "torch":
+        unconstrained, step_ns = shown.peak_bytes, shown.step_ns
+    elif report.unconstrained_is_estimated:
+        # What the plan is estimated to cost stays.
+        step_ns += shown.step_ns - report.predicted_step_ns
+    return replace(
+        report,
+        predicted_peak_bytes=shown.peak_bytes,
+        predicted_step_ns=shown.step_ns,
+        unconstrained_peak_bytes=unconstrained,
+        unconstrained_step_ns=step_ns,
+        unconstrained_is_estimated=report.unconstrained_is_estimated and report.origin != "torch",
+    )

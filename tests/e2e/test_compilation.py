@@ -1,0 +1,142 @@
+"""A compilation believes simulated peaks, sees the real ones, and starts anew where one is too high."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._inductor.utils import fresh_cache
+from torch.nn import functional
+
+import remat_pass
+from remat_pass import _torch_compat, inductor_peak, lower
+from remat_pass.partition import Partitioned
+
+BUDGET = 9 * 2**20
+"""Of 14 MiB that Inductor takes by itself."""
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    torch._dynamo.reset()
+    remat_pass.clear_reports()
+    with fresh_cache():
+        yield
+    torch._dynamo.reset()
+
+
+class Mlp(nn.Module):
+    """Activations of 1 MiB that dwarf the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + functional.gelu(layer(functional.layer_norm(x, (64,)))).sin()
+        return x.square().mean()
+
+
+class Told:
+    """What happened: partitions, the plans that Inductor was asked about beforehand, and the compiled graphs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.partitions: list[Partitioned] = []
+        self.asked = 0
+        partition, schedule = lower.partition, _torch_compat.schedule_with_inductor
+
+        def partitioned(*args: Any, **more: Any) -> Partitioned:
+            self.partitions.append(partition(*args, **more))
+            return self.partitions[-1]
+
+        def asked(*args: Any, **more: Any) -> Any:
+            self.asked += 1
+            return schedule(*args, **more)
+
+        monkeypatch.setattr(lower, "partition", partitioned)
+        monkeypatch.setattr(_torch_compat, "schedule_with_inductor", asked)
+
+
+def train(budget: int | None, module: nn.Module | None = None) -> tuple[nn.Module, torch.Tensor, int]:
+    """A module after one compiled step, that step's loss, and the measured peak of another one."""
+    module = module or Mlp()
+    step = torch.compile(module, backend="remat", options={"memory_budget": budget})
+    x = torch.randn(4096, 64, generator=torch.Generator().manual_seed(0))
+    loss = step(x)
+    loss.backward()
+    gradients = [p.grad for p in module.parameters()]
+
+    def again() -> None:
+        module.zero_grad(set_to_none=True)
+        step(x).backward()
+
+    peak = remat_pass.measure_peak_bytes(again)
+    for parameter, gradient in zip(module.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    return module, loss.detach(), peak
+
+
+def assert_trained_like_eager(module: nn.Module) -> None:
+    eager = Mlp()
+    eager(torch.randn(4096, 64, generator=torch.Generator().manual_seed(0))).backward()
+    for ours, theirs in zip(module.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_nothing_is_asked_beforehand_and_the_report_has_what_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told(monkeypatch)
+    _, _, peak = train(None)
+    module, _, small = train(BUDGET)
+    free, bounded = remat_pass.reports()
+    assert (len(told.partitions), told.asked) == (2, 0)
+    assert free.origin == "torch" and free.predicted_peak_bytes == free.unconstrained_peak_bytes
+    assert free.predicted_peak_bytes == pytest.approx(peak, rel=0.01)
+    assert bounded.origin == "planner" and small <= BUDGET < peak
+    assert bounded.predicted_peak_bytes == pytest.approx(small, rel=0.01)
+    assert bounded.predicted_step_ns > bounded.unconstrained_step_ns > 0
+    assert_trained_like_eager(module)
+
+
+def test_where_a_peak_is_too_high_it_is_planned_anew_by_what_inductor_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor seems to need 1 MiB more than is simulated; believed, that would be above the budget."""
+    told = Told(monkeypatch)
+    schedule_peak = inductor_peak.schedule_peak
+    monkeypatch.setattr(inductor_peak, "schedule_peak", lambda *args: schedule_peak(*args) + 2**20)
+    module, _, peak = train(BUDGET)
+    believed, judged = told.partitions
+    assert believed.witness is not None and believed.witness.judgement is None
+    assert judged.witness is None and told.asked > 0
+    (report,) = remat_pass.reports()
+    assert report.predicted_peak_bytes <= BUDGET
+    assert peak == pytest.approx(report.predicted_peak_bytes - 2**20, rel=0.01)
+    assert believed.report.predicted_peak_bytes + 2**20 > BUDGET
+    assert_trained_like_eager(module)
+
+
+def test_graphs_from_inductors_cache_are_asked_about_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their schedules are not made again."""
+    told = Told(monkeypatch)
+    with torch._functorch.config.patch(enable_autograd_cache=False):
+        train(BUDGET)
+        assert told.asked == 0
+        torch._dynamo.reset()
+        train(BUDGET)
+    first, second = remat_pass.reports()
+    assert (len(told.partitions), told.asked) == (2, 2)
+    assert second.predicted_peak_bytes == first.predicted_peak_bytes
+
+
+def test_an_error_of_the_compiler_is_not_taken_for_a_peak_that_is_too_high(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def fail(*args: Any, **more: Any) -> Any:
+        calls.append(args)
+        raise ArithmeticError("no")
+
+    monkeypatch.setattr(_torch_compat, "compile_with_inductor", fail)
+    with pytest.raises(Exception, match="no"):
+        train(BUDGET)
+    assert len(calls) == 1

@@ -646,9 +646,12 @@ class InductorSchedule:
     """Buffer by the one it is written over: they share their memory."""
     result_strides: tuple[tuple[int, ...] | None, ...]
     """Of what the graph returns, in elements; None where it is no tensor or its strides are not known as numbers."""
+    result_storages: tuple[tuple[str, int] | None, ...]
+    """Buffer behind each result, which views share, and its bytes. None for inputs, and where it is no tensor or its
+    size is no number."""
 
 
-_EMPTY_SCHEDULE = InductorSchedule((), (), (), (), (), (), (), {}, ())
+_EMPTY_SCHEDULE = InductorSchedule((), (), (), (), (), (), (), {}, (), ())
 
 
 class _ScheduleIsKnown(Exception):
@@ -681,7 +684,10 @@ def _schedule_of(nodes: list[Any], owned: Collection[str]) -> InductorSchedule:
         return _EMPTY_SCHEDULE
     inputs, outputs = OrderedSet(V.graph.graph_inputs), OrderedSet(V.graph.get_output_names())
     schedule = _read_schedule(nodes, inputs, outputs, owned, config.reorder_for_peak_memory)
-    return replace(schedule, result_strides=tuple(map(_strides, V.graph.graph_outputs)))
+    results = V.graph.graph_outputs
+    return replace(
+        schedule, result_strides=tuple(map(_strides, results)), result_storages=tuple(map(_storage_behind, results))
+    )
 
 
 def _read_schedule(
@@ -726,6 +732,7 @@ def _read_schedule(
         buffers=tuple(buffers),
         overwritten=_find_overwritten(nodes, {b.name for b in buffers}),
         result_strides=(),
+        result_storages=(),
     )
 
 
@@ -795,6 +802,19 @@ def _strides(result: Any) -> tuple[int, ...] | None:
     if not isinstance(result, ir.IRNode) or not result.has_tensor_output():
         return None
     return _numbers(result.get_stride())
+
+
+def _storage_behind(result: Any) -> tuple[str, int] | None:
+    """`InductorSchedule.result_storages` of one result."""
+    from torch._inductor import ir
+    from torch._inductor.virtualized import V
+
+    buffer = V.graph.try_get_buffer(result.get_name()) if _strides(result) is not None else None
+    if not isinstance(buffer, ir.Buffer):
+        return None
+    layout: Any = buffer.get_output_spec()
+    numbers = _numbers([layout.storage_size()]) if isinstance(layout, ir.Layout) else None
+    return None if numbers is None else (buffer.get_name(), numbers[0] * layout.dtype.itemsize)
 
 
 def _numbers(sizes: Any) -> tuple[int, ...] | None:
@@ -951,16 +971,6 @@ def donated_buffers(forward: fx.GraphModule, backward: fx.GraphModule, visible: 
 def _storage_of(node: Any) -> StorageWeakRef | None:
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return StorageWeakRef(value.untyped_storage()) if isinstance(value, torch.Tensor) else None
-
-
-def storages_of_results(module: fx.GraphModule) -> dict[str, tuple[StorageWeakRef, int]]:
-    """The storage behind each tensor that a graph returns, and its bytes, by name (2.13, 2.14)."""
-    results: Any = module.graph.output_node().args[0]
-    nodes = {r.name: r for r in results if isinstance(r, fx.Node) and isinstance(r.meta.get("val"), torch.Tensor)}
-    return {
-        name: (StorageWeakRef(storage), size_hint(storage.nbytes()))
-        for name, storage in ((name, node.meta["val"].untyped_storage()) for name, node in nodes.items())
-    }
 
 
 def _mark_visible(output: fx.Node, count: int) -> None:

@@ -88,6 +88,8 @@ class Witness:
         self.config_patches, self.limit_bytes = config_patches, limit_bytes
         self.strides: dict[str | None, tuple[int, ...] | None] = {}
         """Of what forward returns, by name."""
+        self._storages: dict[str, tuple[str, int]] = {}
+        """Behind what forward returns, and their bytes, by name."""
         self._forward: Judgement | None = None
         self._backward: Judgement | None = None
 
@@ -150,11 +152,15 @@ class Witness:
         # Forward returns the user's results, then what it saves, by the names backward takes it under.
         names = _result_names(self.rewritten.forward)
         self.strides = dict(zip(names, schedule.result_strides, strict=False))
+        storages = zip(names, schedule.result_storages, strict=False)
+        self._storages = {name: storage for name, storage in storages if name and storage}
         self._forward = self._judged(schedule, self.rewritten.forward_values, self.problem.resident_forward_bytes)
 
     def see_backward(self, schedule: InductorSchedule) -> None:
         """The schedule of the backward graph."""
-        schedule = _with_shared_storages(schedule, _torch_compat.storages_of_results(self.rewritten.forward))
+        inputs = self.rewritten.backward.graph.find_nodes(op="placeholder")
+        handed_over = {n.name: self._storages[n.name] for n in inputs if n.name in self._storages}
+        schedule = _with_whole_storages(schedule, handed_over)
         self._backward = self._judged(schedule, self.rewritten.backward_values, self.problem.resident_backward_bytes)
 
     @property
@@ -187,28 +193,35 @@ def _step_ns(schedule: InductorSchedule, problem: RematProblem, values: Mapping[
     return total
 
 
-def _with_shared_storages(schedule: InductorSchedule, storages: Mapping[str, tuple[object, int]]) -> InductorSchedule:
-    """The schedule with one buffer for all inputs that are views of one storage, such as the parts of a split.
+def _with_whole_storages(schedule: InductorSchedule, storages: Mapping[str, tuple[str, int]]) -> InductorSchedule:
+    """The schedule with what forward hands over as the storages that really stay alive.
+
+    Parts of a split share one. What backward takes and does not read, such as a tensor of which only the shape matters,
+    is alive to its end.
 
     Args:
         schedule: Of backward.
-        storages: A storage and its bytes, by the name of what forward hands over.
+        storages: The storage behind each input that forward hands over, and its bytes, by name.
     """
-    sharing: dict[object, list[ScheduledBuffer]] = {}
-    for b in schedule.buffers:
-        if b.is_input and b.name in storages:
-            sharing.setdefault(storages[b.name][0], []).append(b)
-    views = {b.name for group in sharing.values() if len(group) > 1 for b in group}
-    whole = []
-    for group in sharing.values():
-        if len(group) > 1:
-            size_bytes = storages[group[0].name][1]
-            last = max(b.last_kernel for b in group)
-            whole.append(replace(group[0], size_bytes=size_bytes, freed_bytes=size_bytes, last_kernel=last))
+    buffers = {b.name: b for b in schedule.buffers}
+    written_over = {old: new for new, old in schedule.overwritten.items()}
+    sharing: dict[tuple[str, int], list[str]] = {}
+    for name, storage in storages.items():
+        sharing.setdefault(storage, []).append(name)
+    for (_, size_bytes), names in sharing.items():
+        read = [buffers[name] for name in names if name in buffers]
+        if len(names) == len(read) == 1 and read[0].size_bytes == size_bytes:
+            continue
+        # What is written over a part keeps the whole alive, too.
+        last = max((b.last_kernel for b in read), default=0) if len(read) == len(names) else len(schedule.kernels)
+        for b in read:
+            del buffers[b.name]
+            while (new := written_over.pop(b.name, None)) and buffers[new].size_bytes == b.size_bytes:
+                b = buffers.pop(new)
+                last = max(last, b.last_kernel)
+        buffers[names[0]] = ScheduledBuffer(names[0], size_bytes, size_bytes, 0, last, True)
     return replace(
-        schedule,
-        buffers=(*(b for b in schedule.buffers if b.name not in views), *whole),
-        overwritten={new: old for new, old in schedule.overwritten.items() if old not in views},
+        schedule, buffers=tuple(buffers.values()), overwritten={new: old for old, new in written_over.items()}
     )
 
 
@@ -233,8 +246,9 @@ def schedule_peak(schedule: InductorSchedule, scratch: list[int]) -> int:
 
 def _lifetimes(schedule: InductorSchedule) -> list[tuple[ScheduledBuffer, int]]:
     """Each buffer with the last kernel that holds its memory as its own: one that is written over gives it up."""
-    sizes = {b.name: b.size_bytes for b in schedule.buffers}
-    over = {old for new, old in schedule.overwritten.items() if sizes[new] == sizes[old]}
+    buffers = {b.name: b for b in schedule.buffers}
+    pairs = ((buffers[new], buffers[old]) for new, old in schedule.overwritten.items())
+    over = {old.name for new, old in pairs if new.size_bytes == old.freed_bytes}
     return [(b, b.last_kernel - 1 if b.name in over else b.last_kernel) for b in schedule.buffers]
 
 

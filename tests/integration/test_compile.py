@@ -126,7 +126,9 @@ def test_inference_is_not_planned() -> None:
 def test_a_budget_leaves_the_options_of_inference_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     patches: list[dict[str, Any]] = []
 
-    def compile_nothing(module: torch.fx.GraphModule, _: Any, config_patches: dict[str, Any]) -> torch.fx.GraphModule:
+    def compile_nothing(
+        module: torch.fx.GraphModule, _: Any, config_patches: dict[str, Any], __: Any
+    ) -> torch.fx.GraphModule:
         patches.append(config_patches)
         return module
 

@@ -72,6 +72,17 @@ def test_results_that_the_user_sees_keep_theirs() -> None:
     assert schedule(module, visible=2).result_strides == ((512, 64, 8, 1), None)
 
 
+def test_results_that_are_views_of_one_storage_are_known() -> None:
+    def run(x: Tensor, w: Tensor) -> list[Tensor]:
+        first, second = aten.split.Tensor(x @ w, 32, 1)
+        return [first, second, x.sin(), x]
+
+    found = schedule(trace(run, (8, 64), (64, 64))).result_storages
+    assert found[0] == found[1] and found[0] is not None and found[0][1] == 8 * 64 * 4
+    assert found[2] is not None and found[2][0] != found[0][0]
+    assert found[3] is None
+
+
 def test_a_graph_is_lowered_for_the_strides_its_inputs_will_have() -> None:
     module = trace(lambda x: [x.sin()], (2, 4, 8, 8))
     (name,) = (node.name for node in module.graph.find_nodes(op="placeholder"))

@@ -93,8 +93,8 @@ def test_an_op_of_a_gpu_that_is_not_there_is_not_probed() -> None:
     assert time_kernels([product, filled]) == {}
 
 
-@pytest.mark.parametrize(("device", "margin_permille"), [("cuda", 60), ("cpu", 20)])
-def test_the_stated_error_is_larger_for_convolutions_most_of_all_on_cuda(device: str, margin_permille: int) -> None:
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_the_stated_error_is_larger_for_convolutions(device: str) -> None:
     graph = fx.Graph()
     x, weight, tangent = (graph.placeholder(name) for name in ("primals_1", "primals_2", "tangents_1"))
     settings = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
@@ -105,4 +105,4 @@ def test_the_stated_error_is_larger_for_convolutions_most_of_all_on_cuda(device:
         for node in graph.nodes:
             node.meta["val"] = torch.empty(1, 1, 1, 1, device=device)
     _, problem = analyzed(fx.GraphModule({}, graph))
-    assert problem.margin_permille == margin_permille
+    assert problem.margin_permille == 20

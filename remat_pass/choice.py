@@ -12,7 +12,7 @@ for each plan. Where the two differ the search tries candidates, a bounded numbe
 two go together (`_search`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from remat_pass.breakdown import GRADIENTS, break_down
@@ -46,7 +46,8 @@ Inductor's reuse of buffers, which is on without a budget and not foreseen)."""
 
 _MAX_TRIALS = 4
 _CLOSE = 0.98
-"""A judged peak of this share of the limit makes the most of it: the next trial would gain little."""
+"""A judged peak of this share of the limit makes the most of it: the next trial would gain little. Nor is it below this
+share of the simulated one."""
 _LAST_RESORTS = 7
 """How many candidates of low simulated peak are judged before a budget is refused: the order may be another one. Where
 the judged peak of GPT-2 in GPU code is least, the simulated one is 17% above its least."""
@@ -142,7 +143,7 @@ def choose(
         if is_last:
             chosen = chosen or _search(free, limit, peak_of, known, is_last=True)
     if chosen is None and is_last:
-        candidate = min((c for f in (honouring, free) for c in _last_resorts(f)), key=peak_of)
+        candidate = _least((*_last_resorts(honouring), *_last_resorts(free)), peak_of)
         least_bytes = peak_of(candidate)
     else:
         least = min((f[-1] for f in (honouring, free) if f), key=lambda c: c.peak_bytes)
@@ -229,9 +230,19 @@ def _search(
         if peak == candidate.peak_bytes or limit * _CLOSE <= peak <= limit:
             break
     for candidate in _last_resorts(candidates) if is_last else ():
-        if best is None and peak_of(candidate) <= limit:
+        if best is None and candidate.peak_bytes * _CLOSE <= limit and peak_of(candidate) <= limit:
             best = candidate
     return best
+
+
+def _least(candidates: Sequence[Candidate], peak_of: Callable[[Candidate], int]) -> Candidate:
+    """The one of least judged peak. What is simulated to need more than another one really does is not judged."""
+    least: Candidate | None = None
+    for candidate in sorted(candidates, key=lambda c: c.peak_bytes):
+        if least is None or (candidate.peak_bytes * _CLOSE < peak_of(least) and peak_of(candidate) < peak_of(least)):
+            least = candidate
+    assert least is not None
+    return least
 
 
 def _last_resorts(candidates: tuple[Candidate, ...]) -> list[Candidate]:

@@ -11,7 +11,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
 from heapq import heapify, heappop, heappush
-from typing import Any, TypeVar
+from itertools import pairwise
+from typing import Any, Protocol, TypeVar
 from unittest import mock
 from weakref import WeakKeyDictionary
 
@@ -88,13 +89,14 @@ def copy_graph_module(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def copy_captured(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy of Dynamo's graph, with what AOTAutograd reads of Dynamo there: which inputs are parameters (2.13, 2.14).
+    """A copy of Dynamo's graph, with what AOTAutograd reads of Dynamo there and on the module (2.13, 2.14).
 
-    Inductor changes the graph that it is given.
+    That is which inputs are parameters, and for its cache keys the hooks that pack saved tensors, which no node refers
+    to. Inductor changes the graph that it is given.
     """
     copy = copy_graph_module(module)
-    if hasattr(module, "_param_name_to_source"):
-        copy._param_name_to_source = module._param_name_to_source
+    for own, shared in ((vars(copy), vars(module)), (copy._modules, module._modules)):
+        own.update({name: value for name, value in shared.items() if name not in own})
     for old, new in zip(module.graph.nodes, copy.graph.nodes, strict=True):
         if hasattr(old, "_dynamo_source"):
             new._dynamo_source = old._dynamo_source
@@ -375,19 +377,26 @@ def compile_with_inductor(
     module: fx.GraphModule,
     inputs: Any,
     config_patches: dict[str, Any],
-    observer: "ScheduleObserver | None" = None,
+    watcher: "CompilationWatcher | None" = None,
 ) -> Any:
     """Inductor's whole compiler, whose partitioner is set in `config_patches` (2.13, 2.14).
 
-    With an observer backward is compiled at once, and not when it first runs.
+    Backward is compiled at once, and not when it first runs, so that it can be watched. That is part of AOTAutograd's
+    cache keys, and the same without a watcher: what the first attempt has to give up is found under them.
     """
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
-    # Backward may be lowered later, outside of this call: what holds for it goes with the compiler.
-    inner_compile = observed_schedules(observer)(configured_choices()(compile_fx_inner))
-    eager_backward = {} if observer is None else {"force_non_lazy_backward_lowering": True}
-    with torch._functorch.config.patch(eager_backward):
-        return compile_fx(module, inputs, inner_compile=inner_compile, config_patches=config_patches)
+    inner_compile = configured_choices()(compile_fx_inner)
+
+    def watched_compile(module: fx.GraphModule, inputs: Any, **more: Any) -> Any:
+        with observed_schedules(watcher.observe if watcher else None):
+            compiled = inner_compile(module, inputs, **more)
+        if watcher and more.get("is_backward"):
+            watcher.settle()
+        return compiled
+
+    with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
+        return compile_fx(module, inputs, inner_compile=watched_compile, config_patches=config_patches)
 
 
 @contextmanager
@@ -422,7 +431,7 @@ _MOST_CALLS_TO_A_SUM = 8
 
 
 def set_calls_apart(module: fx.GraphModule, count: int, *, delays_loops: bool = False) -> None:
-    """Say for one graph how many library calls may lie between two loops that are fused for what both load.
+    """Say for one graph how many library calls may lie between two loops that are fused.
 
     Inductor's cache keys hold what is in `meta` (2.13, 2.14).
 
@@ -485,6 +494,17 @@ ReadSchedule = Callable[[Collection[str]], "InductorSchedule"]
 ScheduleObserver = Callable[[tuple[str, ...], bool, ReadSchedule], None]
 """Is told the names of a graph's inputs, whether it is a backward graph, and how to read its schedule."""
 
+
+class CompilationWatcher(Protocol):
+    """Follows the compilation of a captured graph, and ends it by an exception."""
+
+    def observe(self, inputs: tuple[str, ...], is_backward: bool, read: ReadSchedule) -> None:
+        """A `ScheduleObserver`."""
+
+    def settle(self) -> None:
+        """Both graphs are compiled, maybe by a cache that shows no schedule, and AOTAutograd keeps nothing yet."""
+
+
 _observer: ContextVar[ScheduleObserver | None] = ContextVar("remat_schedule_observer", default=None)
 
 
@@ -514,11 +534,12 @@ class KernelsInOrder(CustomSchedulerPass):
 
     def __call__(self, nodes: list[Any]) -> list[Any]:
         """The kernels of one graph in their order, which the observer is shown."""
+        from torch._inductor.graph import SubgraphLowering
         from torch._inductor.virtualized import V
 
         module: Any = V.graph.module
         ordered = _in_order(nodes) if _CALLS_APART in module.meta else nodes
-        if observer := _observer.get():
+        if (observer := _observer.get()) and not isinstance(V.graph, SubgraphLowering):
             names = tuple(node.name for node in module.graph.find_nodes(op="placeholder"))
             observer(names, V.graph.is_backward, lambda owned: _schedule_of(ordered, owned))
         return ordered
@@ -531,9 +552,12 @@ class KernelsInOrder(CustomSchedulerPass):
 
 
 def _in_order(nodes: list[Any]) -> list[Any]:
-    """Always the one whose first loop stands earliest of those that can run."""
+    """Always the one whose first loop stands earliest of those that can run; draws of the library as they stand."""
     writers = {name: k for k, node in enumerate(nodes) for name in node.get_buffer_names()}
     needs = [{writers.get(dep.name, k) for dep in node.unmet_dependencies} - {k} for k, node in enumerate(nodes)]
+    draws = [k for k, node in enumerate(nodes) if any(map(_draws, node.get_nodes()))]
+    for earlier, later in pairwise(draws):
+        needs[later].add(earlier)
     readers: list[list[int]] = [[] for _ in nodes]
     for k, needed in enumerate(needs):
         for n in needed:
@@ -549,7 +573,15 @@ def _in_order(nodes: list[Any]) -> list[Any]:
             missing[reader] -= 1
             if not missing[reader]:
                 heappush(ready, (nodes[reader].min_order, reader))
-    return ordered
+    # Were they to need one another in a circle, which Inductor itself would run, none may be lost.
+    return ordered if len(ordered) == len(nodes) else nodes
+
+
+def _draws(part: Any) -> bool:
+    """Whether a library call advances a random generator, so that the order of such calls tells what they draw."""
+    op = getattr(part.node, "op_overload", None)
+    draws = op in RNG_WRAPPERS.values() or torch.Tag.nondeterministic_seeded in getattr(op, "tags", ())
+    return bool(part.is_extern() and draws)
 
 
 @cache
@@ -632,9 +664,10 @@ class InductorSchedule:
     kernels: tuple[tuple[str, ...], ...]
     """Names of the graph's nodes that each kernel computes."""
     is_loop: tuple[bool, ...]
-    """Whether Inductor generates the kernel."""
+    """Whether Inductor generates the kernel, and not from a template of a library's op."""
     is_call: tuple[bool, ...]
-    """Whether the kernel is a call of a library. Neither: a place to concatenate in, a part of what a call returned."""
+    """Whether the kernel is a call of a library or made from a template for one. Neither: a place to concatenate in, a
+    part of what a call returned."""
     is_update: tuple[bool, ...]
     """Whether it is a call that writes its result over a tensor that it is given."""
     call_layouts: tuple[tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], ...]
@@ -701,7 +734,7 @@ def _read_schedule(
     if reorders:  # Inductor's own last pass, which would come next
         nodes = memory.reorder_for_peak_memory(nodes, scheduler.name_to_buf, fused, inputs, outputs)
     _, freeable = memory.prepare_planning_info(nodes, scheduler.name_to_buf, fused, inputs, outputs)
-    is_loop = [all(isinstance(part, SchedulerNode) for part in node.get_nodes()) for node in nodes]
+    is_generated = [all(isinstance(part, SchedulerNode) for part in node.get_nodes()) for node in nodes]
     kernel_of = _kernel_of(nodes)
     buffers = []
     for info in memory.compute_memory_timeline(nodes, freeable, outputs)[0]:
@@ -709,7 +742,7 @@ def _read_schedule(
         if name in freeable:
             size_bytes = _input_bytes(name, info.size_free)
             buffers.append(ScheduledBuffer(name, size_bytes, size_bytes, 0, kernel_of[last], True))
-        elif not (is_loop[info.start_step] and last == info.start_step):  # else it lives in registers
+        elif not (is_generated[info.start_step] and last == info.start_step):  # else it lives in registers
             first = kernel_of[info.start_step]
             buffers.append(ScheduledBuffer(name, info.size_alloc, info.size_free, first, kernel_of[last], False))
     for name, last in _last_reads(nodes, inputs & OrderedSet(owned)).items():
@@ -721,8 +754,11 @@ def _read_schedule(
     buffers = _join_concatenations(buffers, scheduler)
     return InductorSchedule(
         kernels=tuple(tuple(name for k in of for name in _origins(nodes[k])) for of in members),
-        is_loop=tuple(all(is_loop[k] for k in of) for of in members),
-        is_call=tuple(any(_is_library_call(part) for k in of for part in nodes[k].get_nodes()) for of in members),
+        is_loop=tuple(all(is_generated[k] and not nodes[k].is_template() for k in of) for of in members),
+        is_call=tuple(
+            any(_is_library_call(part) or part.is_template() for k in of for part in nodes[k].get_nodes())
+            for of in members
+        ),
         is_update=tuple(any(_is_update(part) for k in of for part in nodes[k].get_nodes()) for of in members),
         call_layouts=tuple(
             tuple(layout for k in of for part in nodes[k].get_nodes() for layout in _call_layouts(part))
@@ -813,6 +849,9 @@ def _storage_behind(result: Any) -> tuple[str, int] | None:
     if not isinstance(buffer, ir.Buffer):
         return None
     layout: Any = buffer.get_output_spec()
+    while isinstance(layout, ir.NonOwningLayout):  # a piece of a concatenation
+        buffer = V.graph.get_buffer(layout.view.get_name())
+        layout = buffer.get_output_spec()
     numbers = _numbers([layout.storage_size()]) if isinstance(layout, ir.Layout) else None
     return None if numbers is None else (buffer.get_name(), numbers[0] * layout.dtype.itemsize)
 

@@ -6,10 +6,10 @@ order. There is no incumbent under eager lowering: nothing is recomputed then. W
 peak, prediction error included, fits. What the user's checkpointing asks for binds both, and gives way only to a budget
 that cannot be met with it.
 
-The frontier is ordered by *simulated* peaks. Whether a plan fits is for a `Judge` to say: under eager lowering the
-simulation itself, which is exact; under Inductor its own scheduler (`inductor_peak`), at a tenth of the compile time
-for each plan. Where the two differ the search tries candidates, a bounded number of times, and learns from each how the
-two go together (`_search`).
+The frontier is ordered by *simulated* peaks. Whether a plan fits is for a `Judge` to say: the simulation itself under
+eager lowering, where it is exact, and where it is believed for now (`compilation`); else Inductor's own scheduler
+(`inductor_peak`), at a tenth of the compile time for each plan. Where the two differ the search tries candidates, a
+bounded number of times, and learns from each how the two go together (`_search`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +64,7 @@ class IncumbentPlan:
     judgement: Judgement
     """Of its graphs, in its order."""
     is_estimated: bool = False
-    """Whether that is by simulation alone, which is enough for a budget that is far below its peak."""
+    """Whether that is by simulation alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +109,15 @@ def choose(
         problem: The graph.
         memory_budget: None, a fraction of the unconstrained peak (float), or bytes (int).
         incumbent: Torch's own partition; None where there is none.
-        judge: Tells the real peak of a plan; None: the simulated one is exact.
+        judge: Tells the real peak of a plan; None: the simulated one is believed.
         is_last: Whether nothing else will be tried if no plan is found: then those of low peak are judged, too, and
             tags give way.
         slack_permille: Thousandths of what the budget allows that are kept free besides.
     """
+    of_plan = judge or simulated_judge(problem)
 
     def judged(candidate: Candidate) -> Judgement:
-        if judge is None:
-            return Judgement(candidate.peak_bytes, candidate.recompute_ns)
-        return judge(plan_of(problem, candidate.decisions))
+        return of_plan(plan_of(problem, candidate.decisions))
 
     def peak_of(candidate: Candidate) -> int:
         return judged(candidate).peak_bytes
@@ -229,9 +228,14 @@ def _search(
             best = candidate
         if peak == candidate.peak_bytes or limit * _CLOSE <= peak <= limit:
             break
-    for candidate in _last_resorts(candidates) if is_last else ():
+    resorts = _last_resorts(candidates) if is_last else []
+    for candidate in resorts:
         if best is None and candidate.peak_bytes * _CLOSE <= limit and peak_of(candidate) <= limit:
             best = candidate
+    if best is None and resorts:
+        # What would be named as the least reachable peak is accepted.
+        least = _least(resorts, peak_of)
+        best = least if peak_of(least) <= limit else None
     return best
 
 

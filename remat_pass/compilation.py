@@ -37,10 +37,17 @@ class Compilation:
             if partitioned.witness:
                 partitioned.witness.observe(inputs, is_backward, read)
 
-    @property
-    def reports(self) -> list[RematReport]:
-        """Of the planned graphs, with the peaks that Inductor has shown."""
-        return [_witnessed(partitioned) for partitioned in self.planned]
+    def settle(self) -> None:
+        """Ask about what was not shown: graphs out of Inductor's cache, or compiled in another process."""
+        for partitioned in self.planned:
+            if partitioned.witness and partitioned.witness.judgement is None:
+                partitioned.witness.ask()
+
+    def take_reports(self) -> list[RematReport]:
+        """Of the planned graphs, with the peaks that Inductor has shown. The graphs themselves are forgotten."""
+        reports = [_witnessed(partitioned) for partitioned in self.planned]
+        self.planned.clear()
+        return reports
 
 
 _current: contextvars.ContextVar[Compilation | None] = contextvars.ContextVar("remat_compilation", default=None)
@@ -63,38 +70,39 @@ def begin_compilation(*, trusts: bool = False) -> Iterator[Compilation]:
 
 
 def compile_and_judge(
-    compile_: Callable[[_torch_compat.ScheduleObserver | None], Any],
+    compile_: Callable[[_torch_compat.CompilationWatcher | None], Any],
 ) -> tuple[Any, list[RematReport]]:
     """Compile once believing simulated peaks; if one is too high, again, asking Inductor about each plan beforehand.
 
     Args:
-        compile_: Compiles a copy of the captured graph, and shows the observer, if it gets one, all schedules.
+        compile_: Compiles a copy of the captured graph, and lets the watcher, if it gets one, follow.
 
     Returns:
         What it returns, and the reports of the graphs that were planned.
     """
     try:
-        with begin_compilation(trusts=True) as compilation:
-            compiled = compile_(compilation.observe)
-        for partitioned in compilation.planned:
-            # Both graphs came out of Inductor's cache, or were compiled in another process.
-            if partitioned.witness and partitioned.witness.judgement is None:
-                partitioned.witness.ask()
-        return compiled, compilation.reports
+        with begin_compilation(trusts=True) as believing:
+            compiled = compile_(believing)
+        return compiled, believing.take_reports()
     except Exception as error:
         if _torch_compat.find_cause(error, PeakExceeded) is None:
             raise
-    with begin_compilation() as compilation:
+    with begin_compilation() as asking:
         compiled = compile_(None)
-    return compiled, compilation.reports
+    spent = sum(partitioned.report.planning_seconds for partitioned in believing.planned)
+    reports = asking.take_reports()
+    return compiled, [replace(report, planning_seconds=report.planning_seconds + spent) for report in reports]
 
 
 def _witnessed(partitioned: Partitioned) -> RematReport:
-    report = partitioned.report
-    shown = partitioned.witness and partitioned.witness.judgement
-    if not shown:
+    report, witness = partitioned.report, partitioned.witness
+    shown = witness.judgement if witness else None
+    if not witness or not shown:
         return report
     unconstrained, step_ns = report.unconstrained_peak_bytes, report.unconstrained_step_ns
+    accepted = witness.problem.with_margin
+    is_least = report.least_peak_bytes == accepted(report.predicted_peak_bytes)
+    least_bytes = accepted(shown.peak_bytes)
     if report.origin == "torch":
         unconstrained, step_ns = shown.peak_bytes, shown.step_ns
     elif report.unconstrained_is_estimated:
@@ -107,4 +115,5 @@ def _witnessed(partitioned: Partitioned) -> RematReport:
         unconstrained_peak_bytes=unconstrained,
         unconstrained_step_ns=step_ns,
         unconstrained_is_estimated=report.unconstrained_is_estimated and report.origin != "torch",
+        least_peak_bytes=least_bytes if is_least else min(report.least_peak_bytes, least_bytes),
     )

@@ -76,7 +76,7 @@ def optimality_gap(report: RematReport, *, time_limit_s: float = 20.0) -> Optima
         )
     limit = report.peak.peak_bytes
     if report.budget_bytes is not None:
-        limit = max(limit, report.budget_bytes * 1000 // (1000 + report.margin_permille))
+        limit = max(limit, report.problem.without_margin(report.budget_bytes))
     problem = report.problem if report.overruled else bound_by_wishes(report.problem)
     return gap_to_optimum(problem, report.recompute_ns, limit, time_limit_s=time_limit_s)
 

@@ -136,9 +136,13 @@ class Witness:
     def observe(self, inputs: tuple[str, ...], is_backward: bool, read: _torch_compat.ReadSchedule) -> None:
         """Told of each graph that Inductor compiles; others than the two do not matter.
 
+        Backward cannot be judged where forward was not seen.
+
         Raises:
             PeakExceeded: The peak is above the limit.
         """
+        if is_backward and self._forward is None:
+            return
         module = self.rewritten.backward if is_backward else self.rewritten.forward
         if inputs != tuple(node.name for node in module.graph.find_nodes(op="placeholder")):
             return

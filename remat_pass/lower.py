@@ -34,7 +34,7 @@ from remat_pass.step_time import time_first_steps
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 9
+_FORMAT = 10
 """Of what is cached: plans and reports of another one are not used."""
 
 _budgeted_frames: set[int] = set()
@@ -95,7 +95,7 @@ def lower(module: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Ca
         if options.lowering == "eager":
             with begin_compilation() as compilation:
                 compiled = _torch_compat.compile_op_by_op(module, inputs, partitioner)
-            reports = compilation.reports
+            reports = compilation.take_reports()
         else:
             compiled, reports = _lower_with_inductor(module, inputs, options, partitioner)
     except InfeasibleBudgetError as error:
@@ -129,8 +129,8 @@ def _lower_with_inductor(
     stored = _stored_reports(module, inputs, partitioner)
     patches = {**inductor_patches(options), "custom_partitioner_fn": partitioner}
 
-    def compile_copy(observer: _torch_compat.ScheduleObserver | None) -> Callable[..., Any]:
-        return _torch_compat.compile_with_inductor(_torch_compat.copy_captured(module), inputs, patches, observer)
+    def compile_copy(watcher: _torch_compat.CompilationWatcher | None) -> Callable[..., Any]:
+        return _torch_compat.compile_with_inductor(_torch_compat.copy_captured(module), inputs, patches, watcher)
 
     compiled, reports = compile_and_judge(compile_copy)
     if reports:
@@ -147,7 +147,8 @@ def _stored_reports(module: fx.GraphModule, inputs: Sequence[Any], partitioner: 
         else str(x)
         for x in inputs
     ]
-    text = repr((module.code, forms, torch.is_grad_enabled(), partitioner.uuid()))
+    code = [m.code for m in module.modules() if isinstance(m, fx.GraphModule)]
+    text = repr((code, forms, torch.is_grad_enabled(), partitioner.uuid()))
     name = hashlib.sha256(text.encode()).hexdigest()
     return Path(_torch_compat.inductor_cache_dir()) / "remat_pass" / name
 

@@ -107,10 +107,13 @@ def partition(
     rival = None
     if incumbent:
         estimate = simulated_judge(ordered[0])(incumbent.plan(problem))
-        trusts = trusts and estimate.peak_bytes <= op_by_op_peak(problem)
+        op_by_op = op_by_op_peak(problem)
+        trusts = trusts and estimate.peak_bytes <= op_by_op
         judge_incumbent = partial(judge_graphs, joint, incumbent.graphs, problem, rates, patches)
         rival = _rival(incumbent, estimate, options.memory_budget, judge_incumbent, trusts=trusts)
-    settled = _believed(ordered, options.memory_budget, rival) if trusts else None
+        # Above that a plan of ours may replace it, and which is better is not believed.
+        trusts = trusts and rival.judgement.peak_bytes <= op_by_op
+    settled = _believed(ordered, options.memory_budget, rival) if rival and trusts else None
     if settled:
         choice, problem = settled
         plan = plan_of(problem, choice.candidate.decisions)
@@ -139,16 +142,18 @@ def partition(
     report = _report(joint, problem, plan, choice, graphs, predicted, options, unprobed, origin, begin)
     witness = None
     if settled:
-        limit = None if choice.budget_bytes is None else problem.without_margin(choice.budget_bytes)
-        witness = Witness(joint, graphs, problem, rates, patches, limit)
+        # At the fraction 1.0 the peak of torch's own partition is accepted as it is.
+        budget_bytes = choice.budget_bytes
+        limit = None if budget_bytes is None else max(problem.without_margin(budget_bytes), predicted.peak_bytes)
+        # Inductor works on the graphs that it is given.
+        witness = Witness(joint, graphs.copy(), problem, rates, patches, limit)
     return Partitioned(graphs.forward, graphs.backward, report, witness)
 
 
 def _may_be_trusted(joint: JointGraph, problem: RematProblem, options: Options, patches: dict[str, Any]) -> bool:
-    """Whether simulated peaks are near those that Inductor will show.
+    """Whether simulated peaks are near those that Inductor will show, and it will show them.
 
-    Convolutions are laid out otherwise, and what has dynamic shapes may be compiled later, as may what no observer can
-    see.
+    Convolutions are laid out otherwise, and dynamic shapes have no sizes to go by.
     """
     is_observed = isinstance(patches.get("_post_fusion_custom_pass"), _torch_compat.KernelsInOrder)
     convolves = any(is_convolution(node) for node in joint.nodes)
@@ -156,7 +161,7 @@ def _may_be_trusted(joint: JointGraph, problem: RematProblem, options: Options, 
 
 
 def _believed(
-    ordered: Sequence[RematProblem], memory_budget: float | int | None, rival: IncumbentPlan | None
+    ordered: Sequence[RematProblem], memory_budget: float | int | None, rival: IncumbentPlan
 ) -> tuple[Choice, RematProblem] | None:
     """The plan for the budget in the first order that has one, by simulation; None where there is none."""
     for problem in ordered:
@@ -252,7 +257,7 @@ def _replayed(
     for problem, judge in orders:
         if choice.budget_bytes is None:
             return plan, problem, judge
-        peaks.append(judge(plan).peak_bytes * (1000 + problem.margin_permille) // 1000)
+        peaks.append(problem.with_margin(judge(plan).peak_bytes))
         if peaks[-1] <= choice.budget_bytes:
             return plan, problem, judge
     raise PlanError(

@@ -67,8 +67,8 @@ class RematReport:
     unconstrained_step_ns: int
     """The same without a budget."""
     unconstrained_is_estimated: bool
-    """Whether these two are those of our fastest plan, by simulation: Inductor is not asked where a budget in bytes is
-    far below."""
+    """Whether these two are those of our fastest plan, by simulation: for a budget in bytes Inductor need not be asked
+    about torch's own partition, unless it is chosen."""
     least_peak_bytes: int
     """Smallest budget that is accepted; see `least_is_estimated`."""
     margin_permille: int

@@ -15,7 +15,7 @@ ones that could run there too); those are dropped. Random ops that run in both g
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
@@ -33,6 +33,11 @@ class Rewritten:
     backward: fx.GraphModule
     forward_values: dict[str, int]
     backward_values: dict[str, int]
+
+    def copy(self) -> "Rewritten":
+        """With graphs of its own."""
+        forward, backward = map(_torch_compat.copy_graph_module, (self.forward, self.backward))
+        return replace(self, forward=forward, backward=backward)
 
 
 def rewrite(joint: JointGraph, problem: RematProblem, plan: RematPlan) -> Rewritten:

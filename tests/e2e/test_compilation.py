@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch._inductor.utils import fresh_cache
 from torch.nn import functional
 
@@ -79,6 +79,11 @@ def train(budget: int | None, module: nn.Module | None = None) -> tuple[nn.Modul
     return module, loss.detach(), peak
 
 
+def fail(*args: Any) -> Any:
+    """What a compiler may do."""
+    raise ArithmeticError("no")
+
+
 def assert_trained_like_eager(module: nn.Module) -> None:
     eager = Mlp()
     eager(torch.randn(4096, 64, generator=torch.Generator().manual_seed(0))).backward()
@@ -129,14 +134,48 @@ def test_graphs_from_inductors_cache_are_asked_about_afterwards(monkeypatch: pyt
     assert second.predicted_peak_bytes == first.predicted_peak_bytes
 
 
+def test_what_is_refused_is_not_found_in_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward comes out of Inductor's cache, so that backward alone is seen; AOTAutograd has a cache of its own."""
+    told = Told(monkeypatch)
+    with monkeypatch.context() as broken:
+        broken.setattr(inductor_peak.Witness, "see_backward", fail)
+        with pytest.raises(Exception, match="no"):
+            train(BUDGET)
+    schedule_peak = inductor_peak.schedule_peak
+    monkeypatch.setattr(inductor_peak, "schedule_peak", lambda *args: schedule_peak(*args) + 2**20)
+    train(BUDGET)
+    assert len(told.partitions) == 3 and told.partitions[2].witness is None
+    torch._dynamo.reset()
+    module, _, peak = train(BUDGET)
+    assert len(told.partitions) == 3
+    judged, warm = remat_pass.reports()
+    assert warm == judged and peak == pytest.approx(judged.predicted_peak_bytes - 2**20, rel=0.01)
+    assert_trained_like_eager(module)
+
+
+def test_hooks_of_saved_tensors_are_part_of_what_a_cache_goes_by() -> None:
+    """Dynamo puts them on the captured module, where no node refers to them."""
+
+    def gradient(factor: float) -> torch.Tensor:
+        torch._dynamo.reset()
+        x = torch.linspace(0, 1, 4096, requires_grad=True)
+        pack, unpack = fx.symbolic_trace(lambda saved: saved * 1.0), fx.symbolic_trace(lambda saved: saved * factor)
+        step = torch.compile(lambda x: (x.sin() * x.cos()).sum(), backend="remat")
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            step(x).backward()
+        assert x.grad is not None
+        return x.grad
+
+    with torch._functorch.config.patch(saved_tensors_hooks_filtering_mode="all"):
+        as_saved, doubled = gradient(1.0), gradient(2.0)
+    x = torch.linspace(0, 1, 4096)
+    torch.testing.assert_close(as_saved, (2 * x).cos())
+    torch.testing.assert_close(doubled, (4 * x).cos())  # x is all that is saved
+
+
 def test_an_error_of_the_compiler_is_not_taken_for_a_peak_that_is_too_high(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-
-    def fail(*args: Any, **more: Any) -> Any:
-        calls.append(args)
-        raise ArithmeticError("no")
-
-    monkeypatch.setattr(_torch_compat, "compile_with_inductor", fail)
+    monkeypatch.setattr(_torch_compat, "compile_with_inductor", lambda *args: (calls.append(args), fail()))
     with pytest.raises(Exception, match="no"):
         train(BUDGET)
     assert len(calls) == 1

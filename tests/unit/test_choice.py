@@ -140,9 +140,8 @@ def test_the_fraction_that_the_error_names_is_enough_to_the_byte(least: int, unc
 
 def incumbent(problem: RematProblem, kept: str, mib: int) -> IncumbentPlan:
     kept_values = keep(problem, kept)
-    return IncumbentPlan(
-        kept_values, Judgement(mib * MIB, evaluate(problem, Proposal(kept_values)).candidate.recompute_ns)
-    )
+    plan = plan_of(problem, evaluate(problem, Proposal(kept_values)).candidate.decisions)
+    return IncumbentPlan(kept_values, Judgement(mib * MIB, simulated_judge(problem)(plan).step_ns))
 
 
 def test_the_incumbent_stays_where_it_needs_no_more_than_op_by_op_and_no_other_plan_is_judged() -> None:
@@ -216,6 +215,21 @@ def test_before_a_budget_is_refused_the_candidates_next_to_the_least_are_judged(
     refused = choose(problem, MIB // 2, None, judge)
     assert (refused.fits, refused.candidate, refused.least_peak_bytes) == (False, points[-2], points[-2].peak_bytes)
     assert not any(plan_of(problem, point.decisions) in judged for point in points[1:-2])
+
+
+@pytest.mark.parametrize("which", [-1, -2])
+def test_a_budget_that_a_plan_fits_is_not_refused_because_its_simulated_peak_is_higher(which: int) -> None:
+    problem = chain(6)
+    points = frontier(problem)
+    chosen = plan_of(problem, points[which].decisions)
+    least = points[which].peak_bytes * 9 // 10
+
+    def judge(plan: RematPlan) -> Judgement:
+        return Judgement(least if plan == chosen else 100 * MIB, 0)
+
+    refused = choose(problem, 1, None, judge)
+    assert (refused.fits, refused.least_peak_bytes) == (False, least)
+    assert choose(problem, least, None, judge).candidate == points[which]
 
 
 def test_the_candidates_judged_before_a_budget_is_refused_reach_well_above_the_least() -> None:

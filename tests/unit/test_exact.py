@@ -318,7 +318,7 @@ def test_a_large_graph_has_a_bracket() -> None:
 
 def test_the_limit_is_the_budget_less_the_prediction_error_or_the_plan_itself() -> None:
     problem = chain(8)
-    assert optimality_gap(report_of(problem, budget_bytes=7 * MIB, margin_permille=200)).optimum_ns == 4 * US
+    assert optimality_gap(report_of(replace(problem, margin_permille=200), budget_bytes=7 * MIB)).optimum_ns == 4 * US
     assert optimality_gap(report_of(problem, budget_bytes=7 * MIB)).optimum_ns == 3 * US
     assert optimality_gap(report_of(problem, budget_bytes=None)).optimum_ns == 4 * US
     assert optimality_gap(report_of(problem, budget_bytes=2 * MIB)).optimum_ns == 4 * US

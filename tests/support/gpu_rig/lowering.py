@@ -116,9 +116,12 @@ def _generate(captured: Capture, partitioner: Any, config: RigConfig) -> tuple[G
     """As the backend compiles: what the partitioner believed is seen by its witness; its reports are published."""
     chosen = {} if partitioner is None else {"custom_partitioner_fn": partitioner}
 
-    def compile_(observer: _torch_compat.ScheduleObserver | None) -> tuple[Generated, Generated]:
-        with _torch_compat.observed_schedules(observer):
-            return generate(captured, inductor={**config.inductor, **chosen}, functorch=config.functorch)
+    def compile_(watcher: _torch_compat.CompilationWatcher | None) -> tuple[Generated, Generated]:
+        with _torch_compat.observed_schedules(watcher.observe if watcher else None):
+            generated = generate(captured, inductor={**config.inductor, **chosen}, functorch=config.functorch)
+        if watcher:
+            watcher.settle()
+        return generated
 
     generated, reports = compile_and_judge(compile_)
     for report in reports:

@@ -12,6 +12,7 @@ variable.
 """
 
 import contextvars
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -80,6 +81,7 @@ def compile_and_judge(
     Returns:
         What it returns, and the reports of the graphs that were planned.
     """
+    begin = time.perf_counter()
     try:
         with begin_compilation(trusts=True) as believing:
             compiled = compile_(believing)
@@ -87,11 +89,13 @@ def compile_and_judge(
     except Exception as error:
         if _torch_compat.find_cause(error, PeakExceeded) is None:
             raise
+    lost = time.perf_counter() - begin
     with begin_compilation() as asking:
         compiled = compile_(None)
-    spent = sum(partitioned.report.planning_seconds for partitioned in believing.planned)
-    reports = asking.take_reports()
-    return compiled, [replace(report, planning_seconds=report.planning_seconds + spent) for report in reports]
+    return compiled, [
+        replace(report, planning_seconds=report.planning_seconds + lost, judging_seconds=report.judging_seconds + lost)
+        for report in asking.take_reports()
+    ]
 
 
 def _witnessed(partitioned: Partitioned) -> RematReport:

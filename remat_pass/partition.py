@@ -38,6 +38,7 @@ from remat_pass.problem import Kind, RematPlan, RematProblem
 from remat_pass.report import RematReport, explain_decisions
 from remat_pass.rewrite import Rewritten, rewrite
 from remat_pass.schedule import plan_ns, plan_of
+from remat_pass.stopwatch import Stopwatch
 from remat_pass.storage import main_device_type
 from remat_pass.units import format_bytes
 from remat_pass.verify import verify
@@ -101,6 +102,7 @@ def partition(
     joint, problem, unprobed = analyze(captured, fuses=fuses, cost_model=options.cost_model)
     rates = rates_of(main_device_type(joint.nodes), options.cost_model)
     patches = inductor_patches(options)
+    judging = Stopwatch()
     incumbent = torch_partition(captured, problem, inputs) if fuses else None
     ordered = orders_of(problem, patches)
     trusts = trusts and _may_be_trusted(joint, problem, options, patches)
@@ -109,7 +111,7 @@ def partition(
         estimate = simulated_judge(ordered[0])(incumbent.plan(problem))
         op_by_op = op_by_op_peak(problem)
         trusts = trusts and estimate.peak_bytes <= op_by_op
-        judge_incumbent = partial(judge_graphs, joint, incumbent.graphs, problem, rates, patches)
+        judge_incumbent = judging.timed(partial(judge_graphs, joint, incumbent.graphs, problem, rates, patches))
         rival = _rival(incumbent, estimate, options.memory_budget, judge_incumbent, trusts=trusts)
         # Above that a plan of ours may replace it, and which is better is not believed.
         trusts = trusts and rival.judgement.peak_bytes <= op_by_op
@@ -118,7 +120,10 @@ def partition(
         choice, problem = settled
         plan = plan_of(problem, choice.candidate.decisions)
     else:
-        orders = [(p, inductor_judge(joint, p, rates, patches) if fuses else simulated_judge(p)) for p in ordered]
+        orders = [
+            (p, judging.timed(inductor_judge(joint, p, rates, patches)) if fuses else simulated_judge(p))
+            for p in ordered
+        ]
         choice, problem, judge = _chosen(orders, options.memory_budget, rival)
         if incumbent and choice.unconstrained_is_estimated and not choice.fits:
             # It may fit after all, and the error says what share of its peak is enough.
@@ -139,7 +144,7 @@ def partition(
         fastest = choice.frontier[0]
         step_ns = predicted.step_ns - plan_ns(problem, plan) + fastest.recompute_ns
         choice = replace(choice, unconstrained=replace(choice.unconstrained, step_ns=step_ns))
-    report = _report(joint, problem, plan, choice, graphs, predicted, options, unprobed, origin, begin)
+    report = _report(joint, problem, plan, choice, graphs, predicted, options, unprobed, origin, begin, judging.seconds)
     witness = None
     if settled:
         # At the fraction 1.0 the peak of torch's own partition is accepted as it is.
@@ -277,6 +282,7 @@ def _report(
     unprobed: tuple[str, ...],
     origin: str,
     begin: float,
+    judging_seconds: float,
 ) -> RematReport:
     peak = break_down(problem, plan)
     saved = [problem.values[i] for i in plan.saved(problem)]
@@ -296,6 +302,7 @@ def _report(
         saved_input_bytes=sum(v.size.hint for v in saved if v.kind is Kind.ACTIVATION_INPUT),
         recompute_ns=plan_ns(problem, plan),
         planning_seconds=time.perf_counter() - begin,
+        judging_seconds=judging_seconds,
         sizes_are_hints=problem.symbolic,
         unprobed_ops=unprobed,
         overruled=tuple(problem.values[i].name for i in choice.overruled),

@@ -77,6 +77,9 @@ class RematReport:
     saved_input_bytes: int
     recompute_ns: int
     planning_seconds: float
+    """From the joint graph to the two graphs; after a plan was refused while it compiled, that attempt included."""
+    judging_seconds: float
+    """Of that, how long Inductor was asked about plans, or compiled one that was refused."""
     sizes_are_hints: bool
     """Whether shapes are dynamic, so that every figure holds at the hinted sizes."""
     unprobed_ops: tuple[str, ...]

@@ -46,6 +46,7 @@ _PLAN_FIELDS = (
     "least_peak_bytes",
     "recompute_ns",
     "planning_seconds",
+    "judging_seconds",
 )
 
 

@@ -97,6 +97,7 @@ def test_nothing_is_asked_beforehand_and_the_report_has_what_was_seen(monkeypatc
     module, _, small = train(BUDGET)
     free, bounded = remat_pass.reports()
     assert (len(told.partitions), told.asked) == (2, 0)
+    assert free.judging_seconds == bounded.judging_seconds == 0
     assert free.origin == "torch" and free.predicted_peak_bytes == free.unconstrained_peak_bytes
     assert free.predicted_peak_bytes == pytest.approx(peak, rel=0.01)
     assert bounded.origin == "planner" and small <= BUDGET < peak
@@ -116,6 +117,7 @@ def test_where_a_peak_is_too_high_it_is_planned_anew_by_what_inductor_says(monke
     assert judged.witness is None and told.asked > 0
     (report,) = remat_pass.reports()
     assert report.predicted_peak_bytes <= BUDGET
+    assert 0 < judged.report.judging_seconds < report.judging_seconds < report.planning_seconds
     assert peak == pytest.approx(report.predicted_peak_bytes - 2**20, rel=0.01)
     assert believed.report.predicted_peak_bytes + 2**20 > BUDGET
     assert_trained_like_eager(module)

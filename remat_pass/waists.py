@@ -20,7 +20,7 @@ _RISE = 1.25
 _WIDE = 1.5
 """A waist this much wider than those on both sides of it lies inside a layer."""
 
-_SHARED = 0.2
+_SHARED = 0.15
 """A value alive for a larger part of forward is no obstacle to a cut: it crosses most of them anyway."""
 
 _SHORT = 32

@@ -2,10 +2,11 @@
 
     compile, believing ──► partition chooses by simulation ──► Inductor schedules forward ──► backward ──► code
                                                                      │ above the limit: stop
-    compile again, asking Inductor about each plan before it is chosen ◄────┘
+    once more, taking all peaks for as much higher ◄────────────────────────┤
+    compile, asking Inductor about each plan before it is chosen ◄──────────┘
 
-Asking costs a tenth of the compile time for every plan, being wrong up to the half of it, and simulated peaks are
-hardly ever wrong by more than is kept free for that (`partition`).
+Asking costs a tenth of the compile time for every plan, being wrong up to the half of it. Simulated peaks are hardly
+ever wrong by more than is kept free for that (`partition`), and near ones are wrong by about the same.
 
 Inductor and AOTAutograd take control in between, so what they and the partitioner have to tell travels in a context
 variable.
@@ -30,6 +31,8 @@ class Compilation:
 
     trusts: bool = False
     """Whether simulated peaks are believed, because the schedules are seen."""
+    excess_permille: int = 0
+    """By how many thousandths they have turned out too low."""
     planned: list[Partitioned] = field(default_factory=list)
 
     def observe(self, inputs: tuple[str, ...], is_backward: bool, read: _torch_compat.ReadSchedule) -> None:
@@ -60,9 +63,9 @@ def current_compilation() -> Compilation | None:
 
 
 @contextmanager
-def begin_compilation(*, trusts: bool = False) -> Iterator[Compilation]:
+def begin_compilation(*, trusts: bool = False, excess_permille: int = 0) -> Iterator[Compilation]:
     """Inside, partitioners tell what they have planned."""
-    compilation = Compilation(trusts)
+    compilation = Compilation(trusts, excess_permille)
     token = _current.set(compilation)
     try:
         yield compilation
@@ -73,7 +76,7 @@ def begin_compilation(*, trusts: bool = False) -> Iterator[Compilation]:
 def compile_and_judge(
     compile_: Callable[[_torch_compat.CompilationWatcher | None], Any],
 ) -> tuple[Any, list[RematReport]]:
-    """Compile once believing simulated peaks; if one is too high, again, asking Inductor about each plan beforehand.
+    """Compile believing simulated peaks, at most twice; if one is too high, asking Inductor about plans beforehand.
 
     Args:
         compile_: Compiles a copy of the captured graph, and lets the watcher, if it gets one, follow.
@@ -82,19 +85,20 @@ def compile_and_judge(
         What it returns, and the reports of the graphs that were planned.
     """
     begin = time.perf_counter()
-    try:
-        with begin_compilation(trusts=True) as believing:
-            compiled = compile_(believing)
-        return compiled, believing.take_reports()
-    except Exception as error:
-        if _torch_compat.find_cause(error, PeakExceeded) is None:
-            raise
-    lost = time.perf_counter() - begin
-    with begin_compilation() as asking:
-        compiled = compile_(None)
+    lost, excess_permille = 0.0, 0
+    for trusts in (True, True, False):
+        try:
+            with begin_compilation(trusts=trusts, excess_permille=excess_permille) as compilation:
+                compiled = compile_(compilation if trusts else None)
+            break
+        except Exception as error:
+            exceeded = _torch_compat.find_cause(error, PeakExceeded)
+            if exceeded is None:
+                raise
+            lost, excess_permille = time.perf_counter() - begin, exceeded.excess_permille
     return compiled, [
         replace(report, planning_seconds=report.planning_seconds + lost, judging_seconds=report.judging_seconds + lost)
-        for report in asking.take_reports()
+        for report in compilation.take_reports()
     ]
 
 

@@ -67,6 +67,11 @@ def judge_graphs(
 class PeakExceeded(Exception):
     """Inductor's schedule takes more than the budget allows."""
 
+    def __init__(self, peak_bytes: int, limit_bytes: int, simulated_bytes: int) -> None:
+        super().__init__(f"{peak_bytes} bytes, simulated as {simulated_bytes}, are above {limit_bytes}")
+        self.excess_permille = -(-peak_bytes * 1000 // simulated_bytes) - 1000
+        """By how many thousandths the peak is above the simulated one."""
+
 
 class Witness:
     """Judges a plan by Inductor's schedules of its two graphs, forward first.
@@ -82,10 +87,21 @@ class Witness:
         rates: DeviceRates,
         config_patches: dict[str, Any],
         limit_bytes: int | None = None,
+        simulated_bytes: int = 1,
     ) -> None:
-        """`limit_bytes`: the largest peak that is accepted; None: any. For the rest see `inductor_judge`."""
+        """Prepare to see both graphs.
+
+        Args:
+            joint: As for `inductor_judge`.
+            rewritten: The graphs as they are handed to Inductor, which must not get these.
+            problem: As for `inductor_judge`.
+            rates: As for `inductor_judge`.
+            config_patches: As for `inductor_judge`.
+            limit_bytes: The largest peak that is accepted; None: any.
+            simulated_bytes: The peak that the plan is believed to have, if there is a limit.
+        """
         self.joint, self.rewritten, self.problem, self.rates = joint, rewritten, problem, rates
-        self.config_patches, self.limit_bytes = config_patches, limit_bytes
+        self.config_patches, self.limit_bytes, self.simulated_bytes = config_patches, limit_bytes, simulated_bytes
         self.strides: dict[str | None, tuple[int, ...] | None] = {}
         """Of what forward returns, by name."""
         self._storages: dict[str, tuple[str, int]] = {}
@@ -181,7 +197,7 @@ class Witness:
         scratch = _scratch(schedule, self.joint, self.problem, values)
         peak_bytes = schedule_peak(schedule, scratch) + resident_bytes
         if self.limit_bytes is not None and peak_bytes > self.limit_bytes:
-            raise PeakExceeded(f"{peak_bytes} bytes are above {self.limit_bytes}")
+            raise PeakExceeded(peak_bytes, self.limit_bytes, self.simulated_bytes)
         return Judgement(peak_bytes, _step_ns(schedule, self.problem, values, self.rates))
 
 

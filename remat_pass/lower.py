@@ -64,6 +64,7 @@ class RematPartitioner(_torch_compat.RematPartitionerBase):
             forward_count=num_fwd_outputs,
             static_indices=static_lifetime_input_indices,
             trusts=compilation is not None and compilation.trusts,
+            excess_permille=compilation.excess_permille if compilation else 0,
         )
         if compilation is None:
             _publish(partitioned.report, self.options)

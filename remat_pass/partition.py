@@ -77,6 +77,7 @@ def partition(
     forward_count: int,
     static_indices: Sequence[int] | None,
     trusts: bool = False,
+    excess_permille: int = 0,
 ) -> Partitioned:
     """Split a joint graph into a forward and a backward graph that stay within the budget.
 
@@ -87,6 +88,7 @@ def partition(
         forward_count: How many leading outputs are forward's.
         static_indices: Positions of parameters and buffers among the primals, or None if unknown.
         trusts: Whether a simulated peak may be believed for now, because a witness will see the compilation.
+        excess_permille: By how many thousandths such a peak has turned out too low before.
 
     Raises:
         OptionError: The budget is "auto", which only the backend can work out, from the inputs that Dynamo captured.
@@ -115,7 +117,8 @@ def partition(
         rival = _rival(incumbent, estimate, options.memory_budget, judge_incumbent, trusts=trusts)
         # Above that a plan of ours may replace it, and which is better is not believed.
         trusts = trusts and rival.judgement.peak_bytes <= op_by_op
-    settled = _believed(ordered, options.memory_budget, rival) if rival and trusts else None
+    slack_permille = _SLACK_PERMILLE + excess_permille
+    settled = _believed(ordered, options.memory_budget, rival, slack_permille) if rival and trusts else None
     if settled:
         choice, problem = settled
         plan = plan_of(problem, choice.candidate.decisions)
@@ -151,7 +154,7 @@ def partition(
         budget_bytes = choice.budget_bytes
         limit = None if budget_bytes is None else max(problem.without_margin(budget_bytes), predicted.peak_bytes)
         # Inductor works on the graphs that it is given.
-        witness = Witness(joint, graphs.copy(), problem, rates, patches, limit)
+        witness = Witness(joint, graphs.copy(), problem, rates, patches, limit, predicted.peak_bytes)
     return Partitioned(graphs.forward, graphs.backward, report, witness)
 
 
@@ -166,11 +169,11 @@ def _may_be_trusted(joint: JointGraph, problem: RematProblem, options: Options, 
 
 
 def _believed(
-    ordered: Sequence[RematProblem], memory_budget: float | int | None, rival: IncumbentPlan
+    ordered: Sequence[RematProblem], memory_budget: float | int | None, rival: IncumbentPlan, slack_permille: int
 ) -> tuple[Choice, RematProblem] | None:
     """The plan for the budget in the first order that has one, by simulation; None where there is none."""
     for problem in ordered:
-        choice = choose(problem, memory_budget, rival, is_last=False, slack_permille=_SLACK_PERMILLE)
+        choice = choose(problem, memory_budget, rival, is_last=False, slack_permille=slack_permille)
         if choice.fits:
             return choice, problem
     return None

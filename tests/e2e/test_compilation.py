@@ -106,20 +106,28 @@ def test_nothing_is_asked_beforehand_and_the_report_has_what_was_seen(monkeypatc
     assert_trained_like_eager(module)
 
 
-def test_where_a_peak_is_too_high_it_is_planned_anew_by_what_inductor_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inductor seems to need 1 MiB more than is simulated; believed, that would be above the budget."""
+@pytest.mark.parametrize("again", [False, True])
+def test_where_a_peak_is_too_high_it_is_planned_anew(again: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor seems to need 1 MiB more than is simulated; believed, that would be above the budget.
+
+    It is believed once more, by what was seen; only if that is wrong again is Inductor asked beforehand.
+    """
     told = Told(monkeypatch)
     schedule_peak = inductor_peak.schedule_peak
     monkeypatch.setattr(inductor_peak, "schedule_peak", lambda *args: schedule_peak(*args) + 2**20)
+    if again:
+        monkeypatch.setattr(
+            inductor_peak.PeakExceeded, "excess_permille", property(lambda _: 0, lambda *_: None), raising=False
+        )
     module, _, peak = train(BUDGET)
-    believed, judged = told.partitions
-    assert believed.witness is not None and believed.witness.judgement is None
-    assert judged.witness is None and told.asked > 0
+    *believed, last = told.partitions
+    assert all(p.witness is not None and p.witness.judgement is None for p in believed)
+    assert (len(believed), last.witness is None, told.asked > 0) == (1 + again, again, again)
     (report,) = remat_pass.reports()
     assert report.predicted_peak_bytes <= BUDGET
-    assert 0 < judged.report.judging_seconds < report.judging_seconds < report.planning_seconds
+    assert last.report.judging_seconds < report.judging_seconds < report.planning_seconds
     assert peak == pytest.approx(report.predicted_peak_bytes - 2**20, rel=0.01)
-    assert believed.report.predicted_peak_bytes + 2**20 > BUDGET
+    assert all(p.report.predicted_peak_bytes + 2**20 > BUDGET for p in believed)
     assert_trained_like_eager(module)
 
 
@@ -146,10 +154,11 @@ def test_what_is_refused_is_not_found_in_a_cache(monkeypatch: pytest.MonkeyPatch
     schedule_peak = inductor_peak.schedule_peak
     monkeypatch.setattr(inductor_peak, "schedule_peak", lambda *args: schedule_peak(*args) + 2**20)
     train(BUDGET)
-    assert len(told.partitions) == 3 and told.partitions[2].witness is None
+    count = len(told.partitions)
+    assert count == 3
     torch._dynamo.reset()
     module, _, peak = train(BUDGET)
-    assert len(told.partitions) == 3
+    assert len(told.partitions) == count
     judged, warm = remat_pass.reports()
     assert warm == judged and peak == pytest.approx(judged.predicted_peak_bytes - 2**20, rel=0.01)
     assert_trained_like_eager(module)

@@ -111,7 +111,7 @@ def partition(
     rival = None
     if incumbent:
         estimate = simulated_judge(ordered[0])(incumbent.plan(problem))
-        op_by_op = op_by_op_peak(problem)
+        op_by_op = op_by_op_peak(problem) if trusts else 0
         trusts = trusts and estimate.peak_bytes <= op_by_op
         judge_incumbent = judging.timed(partial(judge_graphs, joint, incumbent.graphs, problem, rates, patches))
         rival = _rival(incumbent, estimate, options.memory_budget, judge_incumbent, trusts=trusts)

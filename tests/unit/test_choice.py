@@ -207,13 +207,13 @@ def test_before_a_budget_is_refused_the_candidates_next_to_the_least_are_judged(
     def judge(plan: RematPlan) -> Judgement:
         """The second least plan is the least one."""
         judged.append(plan)
-        return Judgement(points[-2].peak_bytes if plan == second else 100 * MIB, 0)
+        return Judgement(MIB if plan == second else 100 * MIB, 0)
 
-    choice = choose(problem, points[-2].peak_bytes, None, judge)
-    assert (choice.fits, choice.candidate) == (True, points[-2])
+    choice = choose(problem, 2 * MIB, None, judge)
+    assert (choice.fits, choice.candidate, choice.least_peak_bytes) == (True, points[-2], MIB)
     judged.clear()
     refused = choose(problem, MIB // 2, None, judge)
-    assert (refused.fits, refused.candidate, refused.least_peak_bytes) == (False, points[-2], points[-2].peak_bytes)
+    assert (refused.fits, refused.candidate, refused.least_peak_bytes) == (False, points[-2], MIB)
     assert not any(plan_of(problem, point.decisions) in judged for point in points[1:-2])
 
 

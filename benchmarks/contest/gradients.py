@@ -9,6 +9,11 @@ rounding error would be compared with another. The reference is eager in the nex
 for bf16, and what is allowed is 1e-3 (bf16: 3e-2) or twice the error of eager itself, whichever is larger: contestants
 round at other places than eager, not more.
 
+In fp32 it is also twice what the exact gradient moves by where the parameters do by a float32 rounding. That is nothing
+for smooth models (1e-6), but a ReLU whose input is next to zero ends up on the other side, and the gradient jumps: on
+the small ResNet by up to 2e-3, which of 20 million units depends on the rounding. Inductor's gradients there are off by
+1.6e-3 in float32 and 5e-12 in float64.
+
 With dropout a compiled contestant may draw other masks than eager, so it is held against its own forward: with the same
 seed before every run the masks are the same, its loss f is a plain function, and its gradient g must predict how f
 changes. Along two directions d of norm 1 (the gradient itself, and the gradient with every parameter scaled alike)
@@ -34,6 +39,10 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}
 DIFFERENCE_TOLERANCE = {"fp32": 0.02, "bf16": 0.05}
 
 _NIL_SHARE = 0.01
+_ROUNDING = 2.0**-23
+"""Relative, of a float32."""
+_ROUNDINGS = 4
+"""How many are tried: the gradient of the small ResNet jumps in about three of them."""
 _SAME_LOSS = 1e-6
 _LOSS_CHANGES = {"fp32": (3e-4, 1e-3, 3e-3), "bf16": (1e-3, 3e-3, 1e-2)}
 """Relative changes of the loss that the steps e are chosen for: small for curvature, large for rounding."""
@@ -102,6 +111,29 @@ def compare(got: Gradients, reference: Reference) -> Verdict:
     # NaN goes first: it is beyond everything.
     worst = max(found, key=lambda name: (found[name] != found[name], found[name] / reference.allowed[name]))
     return Verdict(reference.title, found[worst], reference.allowed[worst], worst)
+
+
+def sensitivity(gradients_of: Callable[[], Gradients], module: nn.Module, truth: Gradients) -> float:
+    """The largest error of a parameter's gradient when all parameters are moved by float32 roundings.
+
+    Args:
+        gradients_of: The gradients where the parameters are.
+        module: In float64; its parameters come back to the bit.
+        truth: Its gradients.
+    """
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for _ in range(_ROUNDINGS):
+        with torch.no_grad():
+            for name, p in module.named_parameters():
+                noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)
+                p.copy_(before[name] * (1 + _ROUNDING * noise))
+        worst = max(worst, *errors(gradients_of(), truth).values())
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            p.copy_(before[name])
+    return worst
 
 
 def same_masks(loss: float, reference: Reference) -> bool:

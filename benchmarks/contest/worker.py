@@ -86,18 +86,23 @@ class Runner:
         tolerance = gradients.TOLERANCE[self.precision]
         allowed, truth = dict.fromkeys(own, tolerance), own
         if not self.model.draws:
-            loss, truth = self._gradients(without_autocast(self.module)) if self.precision == "bf16" else self._exact()
+            if self.precision == "bf16":
+                loss, truth = self._gradients(without_autocast(self.module))
+            else:
+                loss, truth, sensitivity = self._exact()
+                tolerance = max(tolerance, 2 * sensitivity)
             own = dict(zip(truth, own.values(), strict=True))  # the wrapper prefixes the names
             allowed = {name: max(tolerance, 2 * e) for name, e in gradients.errors(own, truth).items()}
         gradients.save(gradients.Reference(against, truth, allowed, loss), Path(path))
         return {"loss": loss}
 
-    def _exact(self) -> tuple[float, gradients.Gradients]:
-        """Loss and gradients in float64; the parameters come back to the bit."""
+    def _exact(self) -> tuple[float, gradients.Gradients, float]:
+        """Loss and gradients in float64, and their sensitivity to rounding; the parameters come back to the bit."""
         batch, self.batch = self.batch, tuple(t.double() if t.is_floating_point() else t for t in self.batch)
         self.module.double()
         try:
-            return self._gradients(self.module)
+            loss, truth = self._gradients(self.module)
+            return loss, truth, gradients.sensitivity(lambda: self._gradients(self.module)[1], self.module, truth)
         finally:
             self.module.float()
             self.batch = batch

@@ -83,3 +83,20 @@ def test_references_survive_the_file(tmp_path: Path) -> None:
     assert torch.equal(found.gradients["a"], wanted.gradients["a"])
     assert (found.title, found.allowed, found.loss) == (wanted.title, wanted.allowed, wanted.loss)
     assert gradients.same_masks(1.0 + 1e-7, wanted) and not gradients.same_masks(1.0 + 1e-5, wanted)
+
+
+@pytest.mark.parametrize(("bias", "jumps"), [(0.0, True), (0.5, False)])
+def test_gradients_that_jump_within_a_rounding_are_known_to(bias: float, jumps: bool) -> None:
+    model = nn.Sequential(nn.Linear(3, 1), nn.ReLU()).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0.1, 0.2, -0.3]]))
+        model[0].bias.fill_(bias)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def found() -> gradients.Gradients:
+        return gradients_of(model, model(torch.ones(1, 3, dtype=torch.float64)).sum())
+
+    moved = gradients.sensitivity(found, model, found())
+    assert (moved > 0.5) == jumps
+    assert jumps or moved < 1e-5
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

@@ -615,7 +615,7 @@ def _hide_far_products(graph: fx.Graph, apart: int) -> None:
     calls_before: dict[fx.Node, int] = {}
     for node in list(graph.nodes):
         calls_before[node] = calls
-        calls += getattr(node.target, "overloadpacket", None) in flop_registry
+        calls += _flop_formula(node.target) is not None
         far = [product for product in summed_products(node) if calls - calls_before[product] - 1 > apart]
         if far:
             _add_with_a_dimension_more(graph, node, far[0])
@@ -1120,9 +1120,22 @@ def scatters_in_a_loop(node: fx.Node) -> bool:
 
 def op_flops(node_target: Any, args: Any, kwargs: Any, out: Any) -> int | None:
     """Floating-point operations of one op by torch's own counter, or None if it has no formula (2.13, 2.14)."""
-    packet = getattr(node_target, "overloadpacket", None)
-    formula = flop_registry.get(packet) or flop_registry.get(node_target)
+    formula = _flop_formula(node_target)
     return None if formula is None else size_hint(formula(*args, **kwargs, out_val=out))
+
+
+_COUNTED_LIKE = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        torch.ops.aten._scaled_dot_product_flash_attention_backward
+    ),
+}
+"""Ops that torch's counter does not know, and those of the same shapes and FLOPs that it does."""
+
+
+def _flop_formula(target: Any) -> Callable[..., Any] | None:
+    packet = getattr(target, "overloadpacket", target)
+    return flop_registry.get(_COUNTED_LIKE.get(packet, packet)) or flop_registry.get(target)
 
 
 # Measurement.

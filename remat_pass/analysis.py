@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from remat_pass import _torch_compat
-from remat_pass.costs import DeviceRates, roofline_ns, transfer_ns
+from remat_pass.costs import DeviceRates, arithmetic_ns, roofline_ns, transfer_ns
 from remat_pass.errors import VerificationError
 from remat_pass.garbage import collection_paused
 from remat_pass.joint_graph import JointGraph
@@ -208,6 +208,7 @@ def _computed(node: fx.Node, index: dict[fx.Node, int], context: _Context, unpro
         workspace_bytes=workspace,
         rng_state_bytes=_rng_state_bytes(node),
         recompute_ns=recompute_ns,
+        arithmetic_ns=arithmetic_ns(node, context.rates),
         needs_tangent=node.name in context.backward,
         has_effect=has_effect(node),
         cannot_recompute=READS_BY_STRIDES if by_strides else _why_not_recompute(node, context),
@@ -327,8 +328,8 @@ def _rng_state_bytes(node: fx.Node) -> int:
 def _fused_costs(problem: RematProblem, i: int, context: _Context) -> Value:
     """Costs where pointwise ops are computed inside their readers: memory traffic, not launches.
 
-    Recomputing a pointwise value costs its arithmetic (a small part of its traffic) and, if an extern kernel wants it
-    in memory, writing it. Saving one costs writing it, unless forward has it in memory anyway.
+    Recomputing a pointwise value costs its arithmetic (at least a small part of its traffic) and, if an extern kernel
+    wants it in memory, writing it. Saving one costs writing it, unless forward has it in memory anyway.
     """
     value = problem.values[i]
     if value.needs_tangent or value.is_input or value.kind in _FREE_KINDS - {Kind.PART}:
@@ -339,7 +340,7 @@ def _fused_costs(problem: RematProblem, i: int, context: _Context) -> Value:
         in_memory = i in problem.forward_outputs or any(
             _wants_memory(problem, r) for r in problem.readers[i] if problem.runs_in_forward[r]
         )
-        fused_ns = write_ns // 8 + (write_ns if read_by_extern else 0)
+        fused_ns = value.arithmetic_ns + write_ns // 8 + (write_ns if read_by_extern else 0)
         return replace(value, recompute_ns=fused_ns, save_ns=0 if in_memory else write_ns)
     return value
 

@@ -2,19 +2,21 @@
 
     time = max(flops / flops_per_s, bytes read and written / bandwidth) + launch
 
-FLOPs come from torch's flop counter (matmul, convolution, attention by shape), one per element otherwise. The rates
-are constants, so the estimate, and with it the plan, is the same on every machine and every rank; `kernel_times` has
+FLOPs come from torch's flop counter (matmul, convolution, attention by shape), one per element otherwise. On a
+processor exponentials and draws of random numbers take longer than their bytes, which the slow ones add. The rates are
+constants, so the estimate, and with it the plan, is the same on every machine and every rank; `kernel_times` has
 measured ones. Only ratios matter to the planner: a wrong unit changes no decision, a wrong ratio of arithmetic to
 bandwidth may.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
 
 from remat_pass import _torch_compat
+from remat_pass.ops import is_attention, packet
 from remat_pass.storage import storage_size, tensors_in
 
 
@@ -26,16 +28,40 @@ class DeviceRates:
     flops_per_s: dict[torch.dtype, float]
     bandwidth_bytes_per_s: float
     launch_ns: int
+    attention_share: float = 1.0
+    """Of these FLOPs what fused attention reaches."""
+    slow_ns: dict[str, float] = field(default_factory=dict)
+    """Of elementwise ops whose arithmetic takes longer than moving their bytes, by name: of one element."""
 
 
 _TERA = 1e12
 
-_CPU = DeviceRates(
-    # Two desktop cores: what oneDNN matmul and a stream copy reach with torch 2.13 on two AVX-512 cores.
+_COMPARED_POSITIONS = "comparison of 64-bit integers"
+
+CPU = DeviceRates(
+    # What torch 2.13 reaches on two AVX-512 cores: oneDNN products, and a generated loop over megabytes.
     "cpu",
-    {torch.float32: 0.1 * _TERA, torch.float64: 0.05 * _TERA, torch.bfloat16: 0.1 * _TERA},
-    10e9,
+    {torch.float32: 0.15 * _TERA, torch.float64: 0.075 * _TERA, torch.bfloat16: 0.15 * _TERA},
+    15e9,
     2_000,
+    # Between exponentials: 90 to 105 GFLOP/s where the products of a Llama step reach 200.
+    attention_share=0.5,
+    # Of vectorised loops. Draws, indices and powers that are no products are made one by one; masks compare positions,
+    # integers of 64 bits, and are computed once more for every head.
+    slow_ns={
+        "prims.inductor_random": 8.0,
+        "aten.pow": 5.0,
+        "aten.index": 4.0,
+        _COMPARED_POSITIONS: 2.0,
+        "aten.tanh": 1.5,
+        "aten.log": 1.3,
+        "aten.sigmoid": 0.8,
+        "aten.log1p": 0.8,
+        "aten.erf": 0.7,
+        "aten.exp": 0.5,
+        "aten.sin": 0.3,
+        "aten.cos": 0.3,
+    },
 )
 
 _CUDA_CARDS = (
@@ -52,7 +78,7 @@ _DEFAULT_CARD = _CUDA_CARDS[1]
 def device_rates(device_type: str) -> DeviceRates:
     """Rates of the device: a CUDA card by its name, an H100's if the name is unknown or no card is present."""
     if device_type == "cpu":
-        return _CPU
+        return CPU
     if not torch.cuda.is_available():
         return _DEFAULT_CARD
     name = torch.cuda.get_device_name()
@@ -60,13 +86,32 @@ def device_rates(device_type: str) -> DeviceRates:
 
 
 def roofline_ns(node: fx.Node, rates: DeviceRates) -> int:
-    """Estimated run time of a `call_function` node, in nanoseconds."""
+    """Estimated run time of a `call_function` node that is a kernel of its own, in nanoseconds."""
     flops = _flops(node)
     peak_flops = rates.flops_per_s.get(_dtype(node), rates.flops_per_s[torch.float32])
     if _dtype(node) is torch.float16:
         peak_flops = rates.flops_per_s[torch.bfloat16]
+    if is_attention(node):
+        peak_flops *= rates.attention_share
     seconds = max(flops / peak_flops, moved_bytes(node) / rates.bandwidth_bytes_per_s)
-    return round(seconds * 1e9) + rates.launch_ns
+    return round(seconds * 1e9) + rates.launch_ns + arithmetic_ns(node, rates)
+
+
+def arithmetic_ns(node: fx.Node, rates: DeviceRates) -> int:
+    """Time that a loop spends on the slow ones among its ops, beside moving bytes."""
+    value = node.meta.get("val")
+    return round(rates.slow_ns.get(_arithmetic(node), 0) * _elements(value)) if rates.slow_ns else 0
+
+
+def _arithmetic(node: fx.Node) -> str:
+    """The name of an op in `DeviceRates.slow_ns`."""
+    name = str(packet(node))
+    if name == "aten.pow" and isinstance(node.args[1], int | float) and float(node.args[1]).is_integer():
+        return "product"
+    compares = name in ("aten.eq", "aten.ne", "aten.le", "aten.lt", "aten.ge", "aten.gt")
+    if compares and all(t.dtype is torch.int64 for n in node.all_input_nodes for t in tensors_in(n.meta.get("val"))):
+        return _COMPARED_POSITIONS
+    return name
 
 
 def transfer_ns(size_bytes: int, rates: DeviceRates) -> int:

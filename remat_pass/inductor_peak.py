@@ -202,11 +202,13 @@ class Witness:
 
 
 def _step_ns(schedule: InductorSchedule, problem: RematProblem, values: Mapping[str, int], rates: DeviceRates) -> int:
-    """Generated kernels take the time to move their bytes, library calls that of their op, each with its launch."""
+    """Generated kernels take the time to move their bytes and of slow arithmetic, library calls that of their op."""
     total = 0
     for k, names in enumerate(schedule.kernels):
         if schedule.is_loop[k]:
+            computed = {values[n] for n in names if n in values}
             total += transfer_ns(schedule.moved_bytes[k], rates) + rates.launch_ns
+            total += sum(problem.values[v].arithmetic_ns for v in computed)
         elif schedule.is_call[k]:
             calls = [problem.values[values[n]] for n in names if n in values]
             total += max((v.recompute_ns for v in calls if v.kind in (Kind.EXTERN, Kind.RANDOM)), default=0)

@@ -13,13 +13,14 @@ import mmap
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import fx
 
 from remat_pass import _torch_compat
-from remat_pass.costs import DeviceRates, device_rates
+from remat_pass.costs import CPU, DeviceRates, device_rates
 from remat_pass.kept_times import keep_times, processor_name, read_times
 from remat_pass.probe import dummy_run
 from remat_pass.progress import shown_if_slow
@@ -73,11 +74,12 @@ def _processor_rates() -> DeviceRates:
     if _torch_compat.profiler_is_running() and not set(keys.values()) <= read_times().keys():
         return device_rates("cpu")
     times = _times({keys[name]: measure for name, measure in measurements.items()})
-    return DeviceRates(
-        processor_name(),
-        {dtype: 2 * _SIDE**3 / times[keys[str(dtype)]] * 1e9 for dtype in _DTYPES},
-        2 * _COPIED_BYTES / times[keys["copy"]] * 1e9,
-        times[keys["launch"]],
+    return replace(
+        CPU,
+        name=processor_name(),
+        flops_per_s={dtype: 2 * _SIDE**3 / times[keys[str(dtype)]] * 1e9 for dtype in _DTYPES},
+        bandwidth_bytes_per_s=2 * _COPIED_BYTES / times[keys["copy"]] * 1e9,
+        launch_ns=times[keys["launch"]],
     )
 
 

@@ -162,6 +162,11 @@ def is_convolution(node: fx.Node) -> bool:
     return packet(node) in (aten.convolution, aten.convolution_backward)
 
 
+def is_attention(node: fx.Node) -> bool:
+    """Whether it is a library's fused attention, or the backward of one."""
+    return str(packet(node)).startswith(("aten._scaled_dot_product_", "aten._flash_", "aten._efficient_attention"))
+
+
 def is_drawn_by_shape(node: fx.Node) -> bool:
     """Whether it is a draw on CUDA that depends on the kernel Inductor puts it in; integers are drawn one by one."""
     value = node.meta.get("val")

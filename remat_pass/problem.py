@@ -86,6 +86,8 @@ class Value:
     """Bytes to save in forward so that a random value can be drawn again in backward."""
     recompute_ns: int = 0
     """Estimated time to compute it once more."""
+    arithmetic_ns: int = 0
+    """Of it what a loop that computes it takes beside moving bytes."""
     save_ns: int = 0
     """Estimated time to write it in forward only because it is saved."""
     needs_tangent: bool = False

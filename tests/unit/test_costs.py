@@ -1,0 +1,70 @@
+"""What ops cost: attention by its shape on every device, and arithmetic that takes longer than moving bytes."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from remat_pass.costs import CPU, arithmetic_ns, device_rates, moved_bytes, roofline_ns
+
+aten = torch.ops.aten
+
+SHAPE = (2, 4, 256, 64)
+PRODUCTS = 4 * 2 * 4 * 256 * 256 * 64
+"""FLOPs of queries by keys, and of their scores by values."""
+
+
+def last_op(function: Callable[..., object], *inputs: Tensor) -> fx.Node:
+    with FakeTensorMode() as mode:
+        graph = make_fx(function)(*(mode.from_tensor(tensor) for tensor in inputs)).graph
+    return [node for node in graph.nodes if node.op == "call_function" and "getitem" not in node.name][-1]
+
+
+def attention(*qkv: Tensor) -> Tensor:
+    return aten._scaled_dot_product_flash_attention_for_cpu(*qkv)[0]
+
+
+def attention_backward(gradient: Tensor, *qkv: Tensor) -> Tensor:
+    out, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(*qkv)
+    return aten._scaled_dot_product_flash_attention_for_cpu_backward(gradient, *qkv, out, logsumexp, 0.0, False)[0]
+
+
+def test_attention_on_a_processor_takes_the_time_of_its_products() -> None:
+    """Torch's counter does not know it; taken for one FLOP an element, it would be recomputed at every budget."""
+    qkv = [torch.ones(SHAPE)] * 3
+    at_full_rate = PRODUCTS / CPU.flops_per_s[torch.float32] * 1e9
+    assert roofline_ns(last_op(attention, *qkv), CPU) == pytest.approx(at_full_rate / CPU.attention_share, rel=0.01)
+    backward = roofline_ns(last_op(attention_backward, torch.ones(SHAPE), *qkv), CPU)
+    assert backward == pytest.approx(2.5 * at_full_rate / CPU.attention_share, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("function", "dtype", "is_slow"),
+    [
+        (torch.exp, torch.float32, True),
+        (torch.tanh, torch.float32, True),
+        (lambda x: torch.pow(x, 0.7), torch.float32, True),
+        (lambda x: torch.pow(x, 3.0), torch.float32, False),
+        (lambda x: x + 1, torch.float32, False),
+        (lambda x: x <= 3, torch.float32, False),
+        (lambda x: x <= 3, torch.int64, True),
+        (
+            lambda x: torch.ops.prims.inductor_random(list(x.shape), torch.ones((), dtype=torch.int64), "rand"),
+            None,
+            True,
+        ),
+    ],
+)
+def test_slow_arithmetic_adds_to_the_bytes(
+    function: Callable[[Tensor], Tensor], dtype: torch.dtype | None, is_slow: bool
+) -> None:
+    node = last_op(function, torch.ones(1000, 1000, dtype=dtype or torch.float32))
+    arithmetic = arithmetic_ns(node, CPU)
+    assert (arithmetic > 0) == is_slow
+    moved_ns = moved_bytes(node) / CPU.bandwidth_bytes_per_s * 1e9
+    assert roofline_ns(node, CPU) == pytest.approx(moved_ns + arithmetic + CPU.launch_ns, rel=0.01)
+    # A GPU has units for it.
+    assert arithmetic_ns(node, device_rates("cuda")) == 0

@@ -11,7 +11,7 @@ round at other places than eager, not more.
 
 In fp32 it is also twice what the exact gradient moves by where the parameters do by a float32 rounding. That is nothing
 for smooth models (1e-6), but a ReLU whose input is next to zero ends up on the other side, and the gradient jumps: on
-the small ResNet by up to 2e-3, which of 20 million units depends on the rounding. Inductor's gradients there are off by
+the small ResNet by up to 2e-3, which of 18 million units depends on the rounding. Inductor's gradients there are off by
 1.6e-3 in float32 and 5e-12 in float64.
 
 With dropout a compiled contestant may draw other masks than eager, so it is held against its own forward: with the same

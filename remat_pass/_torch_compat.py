@@ -1119,7 +1119,7 @@ def scatters_in_a_loop(node: fx.Node) -> bool:
 
 
 def op_flops(node_target: Any, args: Any, kwargs: Any, out: Any) -> int | None:
-    """Floating-point operations of one op by torch's own counter, or None if it has no formula (2.13, 2.14)."""
+    """Floating-point operations of one op by torch's counter, or None if it has no formula (2.13, 2.14)."""
     formula = _flop_formula(node_target)
     return None if formula is None else size_hint(formula(*args, **kwargs, out_val=out))
 
@@ -1130,12 +1130,12 @@ _COUNTED_LIKE = {
         torch.ops.aten._scaled_dot_product_flash_attention_backward
     ),
 }
-"""Ops that torch's counter does not know, and those of the same shapes and FLOPs that it does."""
+"""Ops that torch's counter does not know (2.13, 2.14), and those of the same shapes and FLOPs that it does."""
 
 
 def _flop_formula(target: Any) -> Callable[..., Any] | None:
     packet = getattr(target, "overloadpacket", target)
-    return flop_registry.get(_COUNTED_LIKE.get(packet, packet)) or flop_registry.get(target)
+    return flop_registry.get(_COUNTED_LIKE.get(packet, packet))
 
 
 # Measurement.

@@ -1,11 +1,11 @@
 """How long an op takes: the roofline model, with the rates of the device the values live on.
 
-    time = max(flops / flops_per_s, bytes read and written / bandwidth) + launch
+    time = max(flops / flops_per_s, bytes read and written / bandwidth) + slow arithmetic + launch
 
-FLOPs come from torch's flop counter (matmul, convolution, attention by shape), one per element otherwise. On a
-processor exponentials and draws of random numbers take longer than their bytes, which the slow ones add. The rates are
-constants, so the estimate, and with it the plan, is the same on every machine and every rank; `kernel_times` has
-measured ones. Only ratios matter to the planner: a wrong unit changes no decision, a wrong ratio of arithmetic to
+FLOPs are counted by shape for matmul, convolution and attention (`_torch_compat.op_flops`), one per element otherwise.
+Exponentials and draws of random numbers take a processor longer than moving their bytes: those are the slow ones. The
+rates are constants, so the estimate, and with it the plan, is the same on every machine and every rank; `kernel_times`
+has measured ones. Only ratios matter to the planner: a wrong unit changes no decision, a wrong ratio of arithmetic to
 bandwidth may.
 """
 
@@ -31,7 +31,8 @@ class DeviceRates:
     attention_share: float = 1.0
     """Of these FLOPs what fused attention reaches."""
     slow_ns: dict[str, float] = field(default_factory=dict)
-    """Of elementwise ops whose arithmetic takes longer than moving their bytes, by name: of one element."""
+    """Of one element, for elementwise ops that take longer than moving their bytes, as Inductor's decompositions leave
+    them, by name."""
 
 
 _TERA = 1e12
@@ -44,10 +45,10 @@ CPU = DeviceRates(
     {torch.float32: 0.15 * _TERA, torch.float64: 0.075 * _TERA, torch.bfloat16: 0.15 * _TERA},
     15e9,
     2_000,
-    # Between exponentials: 90 to 105 GFLOP/s where the products of a Llama step reach 200.
+    # It pauses for exponentials. In a step of HF Llama it reaches 90 to 105 GFLOP/s, and products reach 200.
     attention_share=0.5,
-    # Of vectorised loops. Draws, indices and powers that are no products are made one by one; masks compare positions,
-    # integers of 64 bits, and are computed once more for every head.
+    # Of vectorised loops over megabytes. Draws, indices and powers that are no products are made one by one. Masks
+    # compare positions, integers of 64 bits, and once more for every head, which is in the figure.
     slow_ns={
         "prims.inductor_random": 8.0,
         "aten.pow": 5.0,
@@ -106,12 +107,23 @@ def arithmetic_ns(node: fx.Node, rates: DeviceRates) -> int:
 def _arithmetic(node: fx.Node) -> str:
     """The name of an op in `DeviceRates.slow_ns`."""
     name = str(packet(node))
-    if name == "aten.pow" and isinstance(node.args[1], int | float) and float(node.args[1]).is_integer():
-        return "product"
+    if name == "aten.pow" and isinstance(node.args[1], int | float):
+        exponent = float(node.args[1])
+        # Source: torch/_inductor/lowering.py (`pow`) of torch 2.13.
+        is_slow = exponent != 0.5 and not (exponent.is_integer() and abs(exponent) < 32)
+        return name if is_slow else "product"
+    if name == "aten.index" and not _indexes_last_dimension(node):
+        return "rows"
     compares = name in ("aten.eq", "aten.ne", "aten.le", "aten.lt", "aten.ge", "aten.gt")
     if compares and all(t.dtype is torch.int64 for n in node.all_input_nodes for t in tensors_in(n.meta.get("val"))):
         return _COMPARED_POSITIONS
     return name
+
+
+def _indexes_last_dimension(node: fx.Node) -> bool:
+    indexed, indices = node.args[:2]
+    assert isinstance(indexed, fx.Node) and isinstance(indices, list | tuple)
+    return len(indices) == indexed.meta["val"].dim() and indices[-1] is not None
 
 
 def transfer_ns(size_bytes: int, rates: DeviceRates) -> int:

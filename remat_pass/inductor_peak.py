@@ -202,7 +202,10 @@ class Witness:
 
 
 def _step_ns(schedule: InductorSchedule, problem: RematProblem, values: Mapping[str, int], rates: DeviceRates) -> int:
-    """Generated kernels take the time to move their bytes and of slow arithmetic, library calls that of their op."""
+    """Generated kernels take the time to move their bytes and of slow arithmetic, library calls that of their op.
+
+    What is computed in several loops of one generated function counts once.
+    """
     total = 0
     for k, names in enumerate(schedule.kernels):
         if schedule.is_loop[k]:

@@ -2,7 +2,8 @@
 
 An op is timed on dummy data, and kept on disk (`kept_times`) by op, shapes, strides, dtypes, device and thread count,
 so that a second process plans with the same times. What Inductor generates itself is not there to be timed before there
-is a plan: its loops are priced by the bytes they move, at the bandwidth that is measured here.
+is a plan: its loops are priced by the bytes they move, at the bandwidth that is measured here, and slow arithmetic at
+the constants of `costs`, for a processor as much faster as its products are.
 
 Fresh memory is not a kernel's own time. The C library maps large blocks anew for every run, and each first touch of a
 page is a fault; a kernel that writes 64 MiB seems to take twice as long. A caching allocator, and a training step that
@@ -74,12 +75,15 @@ def _processor_rates() -> DeviceRates:
     if _torch_compat.profiler_is_running() and not set(keys.values()) <= read_times().keys():
         return device_rates("cpu")
     times = _times({keys[name]: measure for name, measure in measurements.items()})
+    flops_per_s = {dtype: 2 * _SIDE**3 / times[keys[str(dtype)]] * 1e9 for dtype in _DTYPES}
+    speed = flops_per_s[torch.float32] / CPU.flops_per_s[torch.float32]
     return replace(
         CPU,
         name=processor_name(),
-        flops_per_s={dtype: 2 * _SIDE**3 / times[keys[str(dtype)]] * 1e9 for dtype in _DTYPES},
+        flops_per_s=flops_per_s,
         bandwidth_bytes_per_s=2 * _COPIED_BYTES / times[keys["copy"]] * 1e9,
         launch_ns=times[keys["launch"]],
+        slow_ns={op: ns / speed for op, ns in CPU.slow_ns.items()},
     )
 
 

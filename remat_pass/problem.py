@@ -87,7 +87,7 @@ class Value:
     recompute_ns: int = 0
     """Estimated time to compute it once more."""
     arithmetic_ns: int = 0
-    """Of it what a loop that computes it takes beside moving bytes."""
+    """Estimated time that a generated loop spends on computing it, beside moving bytes."""
     save_ns: int = 0
     """Estimated time to write it in forward only because it is saved."""
     needs_tangent: bool = False

@@ -89,20 +89,24 @@ class Runner:
             if self.precision == "bf16":
                 loss, truth = self._gradients(without_autocast(self.module))
             else:
-                loss, truth, sensitivity = self._exact()
-                tolerance = max(tolerance, 2 * sensitivity)
+                loss, truth, for_jumps = self._exact()
+                tolerance = max(tolerance, for_jumps)
             own = dict(zip(truth, own.values(), strict=True))  # the wrapper prefixes the names
             allowed = {name: max(tolerance, 2 * e) for name, e in gradients.errors(own, truth).items()}
         gradients.save(gradients.Reference(against, truth, allowed, loss), Path(path))
         return {"loss": loss}
 
     def _exact(self) -> tuple[float, gradients.Gradients, float]:
-        """Loss and gradients in float64, and their sensitivity to rounding; the parameters come back to the bit."""
+        """Loss and gradients in float64, and what their jumps allow; the parameters come back to the bit."""
         batch, self.batch = self.batch, tuple(t.double() if t.is_floating_point() else t for t in self.batch)
         self.module.double()
         try:
             loss, truth = self._gradients(self.module)
-            return loss, truth, gradients.sensitivity(lambda: self._gradients(self.module)[1], self.module, truth)
+            return (
+                loss,
+                truth,
+                gradients.tolerance_for_jumps(lambda: self._gradients(self.module)[1], self.module, truth),
+            )
         finally:
             self.module.float()
             self.batch = batch

@@ -36,7 +36,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
-            x = x + functional.gelu(layer(functional.layer_norm(x, (64,)))).sin()
+            x = x + functional.silu(layer(functional.layer_norm(x, (64,)))).sin()
         return x.square().mean()
 
 

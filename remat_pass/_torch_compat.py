@@ -40,6 +40,7 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.proxy_tensor import is_sym_node
 from torch.fx.experimental.symbolic_shapes import free_symbols, optimization_hint
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.torch_version import TorchVersion
 from torch.utils._ordered_set import OrderedSet
 from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
 from torch.utils.checkpoint import CheckpointPolicy
@@ -1111,10 +1112,12 @@ def scatters_in_a_loop(node: fx.Node) -> bool:
     indices: Any = node.args[2 if is_masked else 1]
     types = [index.meta["val"].dtype for index in indices if index is not None]
     adds = is_masked or bool(node.args[3] if len(node.args) > 3 else node.kwargs.get("accumulate"))
+    # From 2.14 on a processor has loops for all it adds.
+    may_fall_back = node.meta["val"].device.type != "cpu" or TorchVersion(torch.__version__) < "2.14"
     return not (
         torch.are_deterministic_algorithms_enabled()
         or any(of in (torch.bool, torch.uint8) for of in types)
-        or (adds and needs_fallback_due_to_atomic_add_limitations(node.meta["val"].dtype))
+        or (adds and may_fall_back and needs_fallback_due_to_atomic_add_limitations(node.meta["val"].dtype))
     )
 
 

@@ -39,7 +39,7 @@ _TERA = 1e12
 
 _COMPARED_POSITIONS = "comparison of 64-bit integers"
 
-CPU = DeviceRates(
+_CPU = DeviceRates(
     # What torch 2.13 reaches on two AVX-512 cores: oneDNN products, and a generated loop over megabytes.
     "cpu",
     {torch.float32: 0.15 * _TERA, torch.float64: 0.075 * _TERA, torch.bfloat16: 0.15 * _TERA},
@@ -79,7 +79,7 @@ _DEFAULT_CARD = _CUDA_CARDS[1]
 def device_rates(device_type: str) -> DeviceRates:
     """Rates of the device: a CUDA card by its name, an H100's if the name is unknown or no card is present."""
     if device_type == "cpu":
-        return CPU
+        return _CPU
     if not torch.cuda.is_available():
         return _DEFAULT_CARD
     name = torch.cuda.get_device_name()

@@ -21,7 +21,7 @@ import torch
 from torch import fx
 
 from remat_pass import _torch_compat
-from remat_pass.costs import CPU, DeviceRates, device_rates
+from remat_pass.costs import DeviceRates, device_rates
 from remat_pass.kept_times import keep_times, processor_name, read_times
 from remat_pass.probe import dummy_run
 from remat_pass.progress import shown_if_slow
@@ -72,18 +72,19 @@ def _processor_rates() -> DeviceRates:
     measurements: dict[str, Callable[[], int]] = {"copy": _copy_ns, "launch": _launch_ns}
     measurements |= {str(dtype): partial(_product_ns, dtype) for dtype in _DTYPES}
     keys = {name: f"{name}, {torch.get_num_threads()} threads" for name in measurements}
+    typical = device_rates("cpu")
     if _torch_compat.profiler_is_running() and not set(keys.values()) <= read_times().keys():
-        return device_rates("cpu")
+        return typical
     times = _times({keys[name]: measure for name, measure in measurements.items()})
     flops_per_s = {dtype: 2 * _SIDE**3 / times[keys[str(dtype)]] * 1e9 for dtype in _DTYPES}
-    speed = flops_per_s[torch.float32] / CPU.flops_per_s[torch.float32]
+    speed = flops_per_s[torch.float32] / typical.flops_per_s[torch.float32]
     return replace(
-        CPU,
+        typical,
         name=processor_name(),
         flops_per_s=flops_per_s,
         bandwidth_bytes_per_s=2 * _COPIED_BYTES / times[keys["copy"]] * 1e9,
         launch_ns=times[keys["launch"]],
-        slow_ns={op: ns / speed for op, ns in CPU.slow_ns.items()},
+        slow_ns={op: ns / speed for op, ns in typical.slow_ns.items()},
     )
 
 

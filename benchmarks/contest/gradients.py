@@ -27,7 +27,8 @@ also compared with the anchor's as above, which is sharper still: 0.4% against 8
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -124,20 +125,15 @@ def tolerance_for_jumps(gradients_of: Callable[[], Gradients], module: nn.Module
         module: In float64; its parameters come back to the bit.
         truth: Its gradients.
     """
-    before = {p: p.detach().clone() for p in module.parameters() if p.is_floating_point()}
     generator = torch.Generator().manual_seed(0)
     found: list[float] = []
-    try:
-        for _ in range(_ROUNDINGS):
+    for _ in range(_ROUNDINGS):
+        with _coming_back(module):
             with torch.no_grad():
-                for p, exact in before.items():
+                for p in filter(torch.is_floating_point, module.parameters()):
                     noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)
-                    p.copy_(exact * (1 + _ROUNDING * noise))
+                    p.mul_(1 + _ROUNDING * noise)
             found += errors(gradients_of(), truth).values()
-    finally:
-        with torch.no_grad():
-            for p, exact in before.items():
-                p.copy_(exact)
     if not all(math.isfinite(error) for error in found):
         raise ValueError("the exact gradient is not finite, so that nothing can be compared with it")
     return min(2 * max(found), _MOST_FOR_JUMPS)
@@ -204,12 +200,20 @@ def _difference_error(
 
 
 def _loss_at(loss_of: Callable[[], float], module: nn.Module, direction: Gradients, step: float) -> float:
-    before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            p.add_(direction[name].to(p.device), alpha=step)
-    loss = loss_of()
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            p.copy_(before[name])
-    return loss
+    with _coming_back(module):
+        with torch.no_grad():
+            for name, p in module.named_parameters():
+                p.add_(direction[name].to(p.device), alpha=step)
+        return loss_of()
+
+
+@contextmanager
+def _coming_back(module: nn.Module) -> Iterator[None]:
+    """Parameters may be moved inside; behind it they are what they were, to the bit."""
+    before = {p: p.detach().clone() for p in module.parameters()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in before.items():
+                p.copy_(value)

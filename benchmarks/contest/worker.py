@@ -102,11 +102,8 @@ class Runner:
         self.module.double()
         try:
             loss, truth = self._gradients(self.module)
-            return (
-                loss,
-                truth,
-                gradients.tolerance_for_jumps(lambda: self._gradients(self.module)[1], self.module, truth),
-            )
+            for_jumps = gradients.tolerance_for_jumps(lambda: self._gradients(self.module)[1], self.module, truth)
+            return loss, truth, for_jumps
         finally:
             self.module.float()
             self.batch = batch

@@ -1,4 +1,4 @@
-"""What ops cost: attention by its shape on every device, and arithmetic that takes longer than moving bytes."""
+"""What ops cost: attention on a processor by its shape, and arithmetic that takes longer than moving bytes."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,11 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from remat_pass.costs import CPU, arithmetic_ns, device_rates, moved_bytes, roofline_ns
+from remat_pass.costs import arithmetic_ns, device_rates, moved_bytes, roofline_ns
 
 aten = torch.ops.aten
+
+CPU = device_rates("cpu")
 
 SHAPE = (2, 4, 256, 64)
 PRODUCTS = 4 * 2 * 4 * 256 * 256 * 64

@@ -123,7 +123,24 @@ def merge_common_subexpressions(module: fx.GraphModule) -> None:
 
 
 def _count_draws(graph: fx.Graph) -> int:
-    return sum(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) for node in graph.nodes)
+    return sum(map(is_random, graph.nodes))
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether running it draws from a generator (2.13, 2.14).
+
+    Attention with `dropout_p=0` carries the tag but draws nothing.
+    """
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    schema: Any = getattr(node.target, "_schema", None)
+    names = [] if schema is None else [argument.name for argument in schema.arguments]
+    if "dropout_p" not in names:
+        return True
+    position = names.index("dropout_p")
+    default = schema.arguments[position].default_value
+    dropout = node.args[position] if len(node.args) > position else node.kwargs.get("dropout_p", default)
+    return bool(dropout != 0)
 
 
 def apply_user_tags(module: fx.GraphModule) -> None:
@@ -360,6 +377,18 @@ RNG_WRAPPERS = {
     "graphsafe": torch.ops.higher_order.graphsafe_run_with_rng_state,
 }
 """The ops `carry_rng_states` puts around random ops (2.13, 2.14)."""
+
+
+def wrapped_op(node: fx.Node) -> tuple[Any, list[Any], dict[str, Any], Any]:
+    """Target and arguments of the op in a wrapper of `RNG_WRAPPERS`, and the state it draws from (2.13, 2.14).
+
+    The node's own, and no state, where it is no wrapper.
+    """
+    args, kwargs = list(node.args), dict(node.kwargs)
+    if node.target not in RNG_WRAPPERS.values():
+        return node.target, args, kwargs, None
+    state = args.pop(0) if node.target is RNG_WRAPPERS["replay"] else kwargs.pop("rng_state", None)
+    return args.pop(0), args, kwargs, state
 
 
 def no_fake_tensors() -> AbstractContextManager[None]:

@@ -23,7 +23,6 @@ from remat_pass.ops import (
     has_effect,
     is_convolution,
     is_drawn_by_shape,
-    is_random,
     is_statistics_update,
     kind_of,
     op_name,
@@ -143,7 +142,7 @@ def _backward_nodes(joint: JointGraph) -> frozenset[str]:
     for node in joint.nodes:
         pinned = node.op == "call_function" and (
             _torch_compat.must_be_in_backward(node)
-            or (_torch_compat.was_traced_in_backward(node) and (is_random(node) or has_effect(node)))
+            or (_torch_compat.was_traced_in_backward(node) and (_torch_compat.is_random(node) or has_effect(node)))
         )
         tangent = node.op == "placeholder" and (_torch_compat.is_tangent(node) or _torch_compat.is_backward_state(node))
         if pinned or tangent or any(n.name in backward for n in node.all_input_nodes):
@@ -265,7 +264,7 @@ def _why_not_recompute(node: fx.Node, context: _Context) -> str | None:
         return OVERWRITTEN
     if context.fuses and is_drawn_by_shape(node):
         return DRAWN_BY_SHAPE
-    if is_random(node) and context.fuses and context.joint.wishes.get(node.name) != "recompute":
+    if _torch_compat.is_random(node) and context.fuses and context.joint.wishes.get(node.name) != "recompute":
         return "random: a second draw would give other numbers"
     if _torch_compat.is_symbol(node) and isinstance(node.meta.get("val"), torch.SymInt):
         return "a symbolic size: handed to backward as an integer"
@@ -317,7 +316,7 @@ def _pin_unread_draws(problem: RematProblem) -> tuple[Value, ...]:
 
 def _rng_state_bytes(node: fx.Node) -> int:
     """Size of the generator state that forward saves if the draw is repeated; CUDA keeps it outside of memory."""
-    if not is_random(node):
+    if not _torch_compat.is_random(node):
         return 0
     value = node.meta.get("val")
     first = value[0] if isinstance(value, (tuple, list)) and value else value

@@ -8,6 +8,7 @@ What `as_strided` reads in backward may have other strides than it trusts.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import getitem
 from typing import Any
 
 from torch import fx
@@ -59,7 +60,7 @@ def torch_partition(joint: JointGraph, problem: RematProblem, inputs: Any) -> In
     taken = (node.name for node in backward.graph.find_nodes(op="placeholder"))
     saved = (problem.index[name] for name in taken if name in problem.index)
     return Incumbent(
-        Rewritten(forward, backward, _values(forward, problem), _values(backward, problem)),
+        Rewritten(forward, backward, _values(forward, joint, problem), _values(backward, joint, problem)),
         frozenset(i for i in saved if not problem.values[i].needs_tangent),
     )
 
@@ -72,9 +73,26 @@ def _is_wrong(forward: fx.GraphModule, backward: fx.GraphModule, problem: RematP
     return any(why in always or (why == DRAWN_BY_SHAPE and i in in_forward) for i, why in reasons)
 
 
-def _values(module: fx.GraphModule, problem: RematProblem) -> dict[str, int]:
-    """Torch's partitioner keeps the names of the joint graph."""
-    return {node.name: problem.index[node.name] for node in module.graph.nodes if node.name in problem.index}
+def _values(module: fx.GraphModule, joint: JointGraph, problem: RematProblem) -> dict[str, int]:
+    """Torch's partitioner keeps the names of the joint graph, but for random ops that it runs in both graphs.
+
+    It wraps those, and takes attention for one. A wrapper is known by what it runs, and has parts with new names.
+    """
+    wrappers = _torch_compat.RNG_WRAPPERS.values()
+    names = {_written(node): node.name for node in joint.nodes}
+    values: dict[str, int] = {}
+    for node in module.graph.nodes:
+        is_part = node.target is getitem and node.args[0].target is _torch_compat.RNG_WRAPPERS["save"]
+        name = names.get(_written(node)) if node.target in wrappers else None if is_part else node.name
+        if name in problem.index:
+            values[node.name] = problem.index[name]
+    return values
+
+
+def _written(node: fx.Node) -> str:
+    """The op, wrapped or not, and what it is given."""
+    target, args, kwargs, _ = _torch_compat.wrapped_op(node)
+    return f"{target} {args} {kwargs}"
 
 
 def _with_products_at_sums(graph: fx.Graph) -> Iterator[fx.Node]:

@@ -143,20 +143,6 @@ def op_name(node: fx.Node) -> str:
     )
 
 
-def is_random(node: fx.Node) -> bool:
-    """Whether running it draws from a generator. Attention with `dropout_p=0` carries the tag but draws nothing."""
-    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
-        return False
-    schema: Any = getattr(node.target, "_schema", None)
-    names = [] if schema is None else [argument.name for argument in schema.arguments]
-    if "dropout_p" not in names:
-        return True
-    position = names.index("dropout_p")
-    default = schema.arguments[position].default_value
-    dropout = node.args[position] if len(node.args) > position else node.kwargs.get("dropout_p", default)
-    return bool(dropout != 0)
-
-
 def is_convolution(node: fx.Node) -> bool:
     """Whether it is a convolution, whose layout Inductor may choose, or the backward of one."""
     return packet(node) in (aten.convolution, aten.convolution_backward)
@@ -211,7 +197,7 @@ def kind_of(node: fx.Node, *, is_view: bool) -> Kind:
         return Kind.VIEW
     if node.target is operator.getitem:
         return Kind.PART
-    if is_random(node):
+    if _torch_compat.is_random(node):
         return Kind.RANDOM
     if packet(node) in _REDUCTIONS or (packet(node) in _SCATTERS and _torch_compat.scatters_in_a_loop(node)):
         return Kind.REDUCTION

@@ -126,12 +126,7 @@ def _prove_computed(node: fx.Node, proof: _Proof) -> None:
             _fail(f"node {node.format_node()} is neither the state nor the value of a random op")
         proof.proved[node] = _Is(proof.proved[source].value, state=bool(node.args[1] == 0))
         return
-    target: Any = node.target
-    args, kwargs = list(node.args), dict(node.kwargs)
-    drawn_from = None
-    if target in wrappers.values():
-        drawn_from = args.pop(0) if target is wrappers["replay"] else kwargs.pop("rng_state", None)
-        target = args.pop(0)
+    target, args, kwargs, drawn_from = _torch_compat.wrapped_op(node)
     generators = [a for a in args if isinstance(a, fx.Node) and a.op == "placeholder" and a not in proof.proved]
     args = [a for a in args if a not in generators]
     value = _find(node, target, args, kwargs, drawn_from, proof)

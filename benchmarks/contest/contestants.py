@@ -182,7 +182,11 @@ def enable_gradient_checkpointing(model_name: str, module: nn.Module) -> nn.Modu
 
 
 def _blocks(model_name: str, module: nn.Module) -> list[nn.Module]:
-    return MODELS[model_name].blocks(without_autocast(module))
+    """Raises `Unavailable` where the model wraps its blocks itself."""
+    blocks = MODELS[model_name].blocks(without_autocast(module))
+    if not blocks:
+        raise Unavailable(f"{model_name} has checkpoints of its own")
+    return blocks
 
 
 # The table.

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.contest import model_hugging_face as hf
+from benchmarks.contest import sac
+from benchmarks.contest.model_checkpointed import Layers, TwoPasses
 from benchmarks.contest.model_unet import UNet
 from benchmarks.models import Llama, LlamaConfig
 
@@ -35,7 +37,7 @@ class Model:
         title: One line with the sizes.
         build: The module, in training mode on the CPU with float32 parameters, and its batch; `module(*batch)` is the
             scalar loss. The same at every call; torch's generator is left as it was.
-        blocks: What `checkpoint()` per block wraps, in the order they run.
+        blocks: What `checkpoint()` per block wraps, in the order they run; none where the model does so itself.
         hugging_face: The Hugging Face model inside, or None where there is none.
         draws: Whether forward draws random numbers (dropout).
     """
@@ -95,6 +97,12 @@ def _llama(name: str) -> Model:
     )
 
 
+def _checkpointed_llama(name: str) -> nn.Module:
+    module = Llama(LLAMAS[name][1])
+    sac.checkpoint_all(module.blocks)
+    return module
+
+
 def _tokens_and_next(generator: torch.Generator, vocabulary: int, batch: int, length: int) -> Batch:
     tokens = torch.randint(vocabulary, (batch, length + 1), generator=generator)
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
@@ -118,9 +126,20 @@ def _images_and_classes(generator: torch.Generator, classes: int, batch: int, si
     return images, torch.randint(classes, (batch,), generator=generator)
 
 
+def _tokens_and_features(
+    generator: torch.Generator, vocabulary: int, batch: int, length: int, patches: int, width: int
+) -> Batch:
+    features = torch.randn((batch, patches, width), generator=generator)
+    return *_tokens_and_next(generator, vocabulary, batch, length), features
+
+
 def _images_and_noise(generator: torch.Generator, batch: int, side: int) -> Batch:
     images = torch.randn((batch, 3, side, side), generator=generator)
     return images, torch.randn(images.shape, generator=generator)
+
+
+def _none(module: nn.Module) -> list[nn.Module]:
+    return []
 
 
 _ALL = (
@@ -202,6 +221,28 @@ _ALL = (
         title="U-Net, residual blocks with GroupNorm, widths 16-32-64, images 96 x 96, batch 8",
         build=_seeded(lambda: UNet((16, 32, 64)), lambda g: _images_and_noise(g, 8, 96)),
         blocks=UNet.blocks,
+    ),
+    Model(
+        name="checkpointed_llama",
+        title="The first Llama-style model with its blocks in checkpoints",
+        build=_seeded(lambda: _checkpointed_llama("llama"), lambda g: _tokens_and_next(g, 512, 2, 512)),
+        blocks=_none,
+    ),
+    Model(
+        name="checkpointed_layers",
+        title="pytorch#120381: 5 layers of product, layer norm and GELU in checkpoints, width 512, 8192 tokens",
+        build=_seeded(lambda: Layers(layers=5, width=512), lambda g: (torch.randn((8192, 512), generator=g),)),
+        blocks=_none,
+    ),
+    Model(
+        name="two_passes",
+        title="pytorch#193193: text through 6 checkpointed blocks twice, the second time with cross-attention to an "
+        "image, width 256, 4 heads, vocabulary 512, batch 4 x 256 tokens and 64 patches",
+        build=_seeded(
+            lambda: TwoPasses(layers=6, width=256, heads=4, vocabulary=512),
+            lambda g: _tokens_and_features(g, 512, 4, 256, 64, 256),
+        ),
+        blocks=_none,
     ),
     _llama("tiny"),
 )

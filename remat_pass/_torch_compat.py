@@ -253,6 +253,13 @@ def enables_gradients(node: fx.Node) -> bool:
     return node.target is torch._C._set_grad_enabled and bool(node.args[0])
 
 
+def has_checkpoints(module: fx.GraphModule) -> bool:
+    """Whether Dynamo's graph has regions of `torch.utils.checkpoint` (2.13, 2.14)."""
+    checkpoint = torch.ops.higher_order.tag_activation_checkpoint
+    graphs = [m.graph for m in module.modules() if isinstance(m, fx.GraphModule)]
+    return any(node.target is checkpoint for graph in graphs for node in graph.nodes)
+
+
 def is_impure(node: fx.Node) -> bool:
     """Whether torch's dead-code elimination keeps an unread node; random draws do not count (2.13, 2.14)."""
     if node.op != "call_function":

@@ -31,6 +31,9 @@ from remat_pass.probe import Layout, probe
 from remat_pass.problem import Kind, RematPlan, RematProblem, Value
 from remat_pass.rewrite import Rewritten, rewrite
 
+_CALLS = (Kind.EXTERN, Kind.RANDOM)
+"""What a library runs, and not a generated loop."""
+
 
 def inductor_judge(
     joint: JointGraph, problem: RematProblem, rates: DeviceRates, config_patches: dict[str, Any]
@@ -174,14 +177,16 @@ class Witness:
         self.strides = dict(zip(names, schedule.result_strides, strict=False))
         storages = zip(names, schedule.result_storages, strict=False)
         self._storages = {name: storage for name, storage in storages if name and storage}
-        self._forward = self._judged(schedule, self.rewritten.forward_values, self.problem.resident_forward_bytes)
+        rewritten, resident_bytes = self.rewritten, self.problem.resident_forward_bytes
+        self._forward = self._judged(schedule, rewritten.forward, rewritten.forward_values, resident_bytes)
 
     def see_backward(self, schedule: InductorSchedule) -> None:
         """The schedule of the backward graph."""
         inputs = self.rewritten.backward.graph.find_nodes(op="placeholder")
         handed_over = {n.name: self._storages[n.name] for n in inputs if n.name in self._storages}
         schedule = _with_whole_storages(schedule, handed_over)
-        self._backward = self._judged(schedule, self.rewritten.backward_values, self.problem.resident_backward_bytes)
+        rewritten, resident_bytes = self.rewritten, self.problem.resident_backward_bytes
+        self._backward = self._judged(schedule, rewritten.backward, rewritten.backward_values, resident_bytes)
 
     @property
     def copied_inputs(self) -> frozenset[str]:
@@ -193,20 +198,33 @@ class Witness:
             if _torch_compat.has_other_strides(node.meta["val"], self.strides.get(node.name))
         )
 
-    def _judged(self, schedule: InductorSchedule, values: Mapping[str, int], resident_bytes: int) -> Judgement:
+    def _judged(
+        self, schedule: InductorSchedule, module: fx.GraphModule, values: Mapping[str, int], resident_bytes: int
+    ) -> Judgement:
         scratch = _scratch(schedule, self.joint, self.problem, values)
         peak_bytes = schedule_peak(schedule, scratch) + resident_bytes
         if self.limit_bytes is not None and peak_bytes > self.limit_bytes:
             raise PeakExceeded(peak_bytes, self.limit_bytes, self.simulated_bytes)
+        computed = (n.name for n in module.graph.nodes if n.op == "call_function")
+        values = {name: values[name] for name in computed if name in values}
         return Judgement(peak_bytes, _step_ns(schedule, self.problem, values, self.rates))
 
 
 def _step_ns(schedule: InductorSchedule, problem: RematProblem, values: Mapping[str, int], rates: DeviceRates) -> int:
     """Generated kernels take the time to move their bytes and of slow arithmetic, library calls that of their op.
 
-    What is computed in several loops of one generated function counts once.
+    What is computed in several loops of one generated function counts once. Where Inductor makes one call of a product
+    and a sum, that goes by another name.
+
+    Args:
+        schedule: Of one graph.
+        problem: The joint graph of both.
+        values: What the graph computes, by name.
+        rates: Of the device.
     """
-    total = 0
+    named = {name for names in schedule.kernels for name in names}
+    renamed = [problem.values[v] for name, v in values.items() if name not in named]
+    total = sum(v.recompute_ns for v in renamed if v.kind in _CALLS)
     for k, names in enumerate(schedule.kernels):
         if schedule.is_loop[k]:
             computed = {values[n] for n in names if n in values}
@@ -214,7 +232,7 @@ def _step_ns(schedule: InductorSchedule, problem: RematProblem, values: Mapping[
             total += sum(problem.values[v].arithmetic_ns for v in computed)
         elif schedule.is_call[k]:
             calls = [problem.values[values[n]] for n in names if n in values]
-            total += max((v.recompute_ns for v in calls if v.kind in (Kind.EXTERN, Kind.RANDOM)), default=0)
+            total += max((v.recompute_ns for v in calls if v.kind in _CALLS), default=0)
     return total
 
 

@@ -128,7 +128,8 @@ def _lower_with_inductor(
     module: fx.GraphModule, inputs: Sequence[Any], options: Options, partitioner: RematPartitioner
 ) -> tuple[Callable[..., Any], list[RematReport]]:
     stored = _stored_reports(module, inputs, partitioner)
-    patches = {**inductor_patches(options), "custom_partitioner_fn": partitioner}
+    patches = inductor_patches(options, checkpoints=_torch_compat.has_checkpoints(module))
+    patches["custom_partitioner_fn"] = partitioner
 
     def compile_copy(watcher: _torch_compat.CompilationWatcher | None) -> Callable[..., Any]:
         return _torch_compat.compile_with_inductor(_torch_compat.copy_captured(module), inputs, patches, watcher)

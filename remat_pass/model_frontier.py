@@ -222,7 +222,8 @@ def _planning_backend(options: Options) -> Callable[..., Any]:
         if options.lowering == "eager":
             _torch_compat.compile_op_by_op(module, inputs, partitioner)
         else:
-            patches = {**inductor_patches(options), "custom_partitioner_fn": partitioner}
+            patches = inductor_patches(options, checkpoints=_torch_compat.has_checkpoints(module))
+            patches["custom_partitioner_fn"] = partitioner
             _torch_compat.compile_with_inductor(module, inputs, patches)
         if not torch.is_grad_enabled():
             raise RematError(f"{_NO_BACKWARD}: gradients are switched off around the call; leave torch.no_grad")
@@ -245,7 +246,7 @@ def _plan(
     incumbent = torch_partition(captured, problem, inputs) if fuses else None
     extra = () if incumbent is None else (incumbent.keep,)
     rates = rates_of(main_device_type(joint.nodes), options.cost_model)
-    patches = inductor_patches(options)
+    patches = inductor_patches(options, checkpoints=bool(captured.wishes))
     orders = orders_of(problem, patches)
     ways = [(ordered, True) for ordered in orders]
     ways += [(orders[-1], False)] if any(value.wish for value in problem.values) else []

@@ -103,7 +103,7 @@ def partition(
     captured = capture(module, forward_count=forward_count, static_indices=static_indices)
     joint, problem, unprobed = analyze(captured, fuses=fuses, cost_model=options.cost_model)
     rates = rates_of(main_device_type(joint.nodes), options.cost_model)
-    patches = inductor_patches(options)
+    patches = inductor_patches(options, checkpoints=bool(captured.wishes))
     judging = Stopwatch()
     incumbent = torch_partition(captured, problem, inputs) if fuses else None
     ordered = orders_of(problem, patches)
@@ -220,17 +220,17 @@ def orders_of(problem: RematProblem, patches: dict[str, Any]) -> list[RematProbl
     return [replace(problem, calls_apart=calls, delays_loops=delays) for calls, delays in reach]
 
 
-def inductor_patches(options: Options) -> dict[str, Any]:
-    """The Inductor options that graphs are compiled with.
+def inductor_patches(options: Options, *, checkpoints: bool) -> dict[str, Any]:
+    """The Inductor options that a graph is compiled with; `checkpoints` tells whether the model has some inside.
 
-    A pass shows us the schedules. Under a budget it also keeps them in order; loops and products stay near the place
-    where the plan has them; and a dead buffer is freed rather than kept for the next one of its size, which Inductor
-    allows itself up to its own estimate of the peak. A caching allocator makes that free. The user's own settings go
-    first.
+    A pass shows us the schedules. Under a budget, or where the model asks for less memory itself, it also keeps them in
+    order; loops and products stay near the place where the plan has them; and a dead buffer is freed rather than kept
+    for the next one of its size, which Inductor allows itself up to its own estimate of the peak. A caching allocator
+    makes that free. The user's own settings go first.
     """
     ours: dict[str, Any] = {"_post_fusion_custom_pass": _torch_compat.KernelsInOrder()}
     frugal: dict[str, Any] = {}
-    if options.memory_budget is not None:
+    if checkpoints or options.memory_budget is not None:
         frugal["allow_buffer_reuse"] = False
         ours["inductor_choices_class"] = _torch_compat.order_keeping_choices
         ours["post_grad_custom_pre_pass"] = _torch_compat.far_sums_apart()

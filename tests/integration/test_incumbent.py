@@ -149,7 +149,10 @@ def test_the_plan_of_the_incumbent_is_what_its_graphs_run_with_a_product_where_i
 def planned_for_inductor(module: nn.Module | None = None, x: Tensor | None = None, **options: Any) -> RematReport:
     """The report of one step that is planned for Inductor, before it generates any code; by default of an `Mlp`."""
     resolved = resolve_options(options)
-    patches = {**partition.inductor_patches(resolved), "custom_partitioner_fn": StoppingPartitioner(resolved)}
+    patches = {
+        **partition.inductor_patches(resolved, checkpoints=False),
+        "custom_partitioner_fn": StoppingPartitioner(resolved),
+    }
 
     def backend(graph: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
         return _torch_compat.compile_with_inductor(graph, inputs, patches)

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from typing import Any
 
 import remat_pass
+from remat_pass import _torch_compat
 from tests.support.gpu_rig.capture import Capture, capture
 from tests.support.gpu_rig.contestant import Contestant, find_function, read_contestant
 from tests.support.gpu_rig.fake_gpu import fake_gpu
@@ -57,10 +58,11 @@ def _answer(line: str, captures: Captures) -> dict[str, Any]:
 
 def _serve(request: Mapping[str, Any], captures: Captures) -> dict[str, Any]:
     contestant = read_contestant(request.get("contestant", {}))
-    config = contestant.configure(RigConfig(request.get("precision", "fp32"), request.get("sm", 90)))
+    config = RigConfig(request.get("precision", "fp32"), request.get("sm", 90))
     remat_pass.clear_reports()
     with fake_gpu(config.sm):
         captured = _capture(request, contestant, config, captures)
+        config = contestant.configure(config, checkpoints=_torch_compat.has_checkpoints(captured.graph))
         result = lower_captured(captured, contestant.partitioner, config=config)
     reports = remat_pass.reports()
     return {"result": asdict(result), "report": _figures(reports[-1]) if reports else None}

@@ -25,13 +25,13 @@ class Contestant:
     """One way to compile a module."""
 
     partitioner: RematPartitioner | None = None
-    inductor: dict[str, Any] = field(default_factory=dict)
     functorch: dict[str, Any] = field(default_factory=dict)
     wrap: Callable[[nn.Module], nn.Module | None] | None = None
 
-    def configure(self, config: RigConfig) -> RigConfig:
-        """The configuration with the options of this contestant."""
-        return replace(config, inductor={**config.inductor, **self.inductor}, functorch=self.functorch)
+    def configure(self, config: RigConfig, *, checkpoints: bool = False) -> RigConfig:
+        """The configuration with the options of this contestant, for a model with or without checkpoints inside."""
+        ours = inductor_patches(self.partitioner.options, checkpoints=checkpoints) if self.partitioner else {}
+        return replace(config, inductor={**config.inductor, **ours}, functorch=self.functorch)
 
 
 def read_contestant(specification: Mapping[str, Any]) -> Contestant:
@@ -50,8 +50,7 @@ def read_contestant(specification: Mapping[str, Any]) -> Contestant:
             knobs["activation_memory_budget_solver"] = options["solver"]
         return Contestant(functorch=knobs)
     if kind == "remat":
-        resolved = resolve_options(options)
-        return Contestant(RematPartitioner(resolved), inductor_patches(resolved))
+        return Contestant(RematPartitioner(resolve_options(options)))
     if kind == "wrap":
         return Contestant(wrap=find_function(options["function"]))
     raise ValueError(f"kind={kind!r} is not known; take one of default, knob, remat, wrap")

@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import remat_pass
+from benchmarks.contest.model_checkpointed import TwoPasses
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +171,25 @@ def test_a_checkpointed_model_trains_as_before_and_peaks_no_higher_than_under_in
     assert peak(step, module, x) <= inductor_peak
     recomputed = {d.op for d in remat_pass.reports()[-1].decisions if d.action == "recomputed"}
     assert {"aten.addmm.default", "aten.mm.default"} & recomputed
+
+
+def test_checkpointed_blocks_that_run_twice_take_no_more_than_uncompiled() -> None:
+    """pytorch#193193: torch's own backward recomputes many blocks before it uses the first."""
+    module = TwoPasses(layers=3, width=64, heads=2, vocabulary=64)
+    tokens, image = torch.randint(64, (8, 129)), torch.randn(8, 32, 64)
+
+    def on_batch(step: Any) -> Any:
+        return lambda tokens: step(tokens[:, :-1], tokens[:, 1:], image)
+
+    wanted = gradients(on_batch(module), module, tokens)
+    eager_peak = peak(on_batch(module), module, tokens)
+    step = on_batch(torch.compile(module, backend="remat"))
+    assert_close(gradients(step, module, tokens), wanted)
+    report = remat_pass.reports()[-1]
+    assert (report.origin, report.overruled) == ("planner", ())
+    measured = peak(step, module, tokens)
+    assert measured <= eager_peak
+    assert abs(report.predicted_peak_bytes - measured) <= 0.02 * measured
 
 
 _PROGRAM = """

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils.checkpoint import checkpoint
 
 from remat_pass import _torch_compat, partition, reports
 from remat_pass.analysis import analyze
@@ -95,6 +96,36 @@ class Mlp(nn.Module):
         for layer in self.layers:
             x = layer(x).sin()
         return x
+
+
+class Attending(nn.Module):
+    """Attention in a checkpoint, which torch takes for random and runs with the state of its generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.attend, x, use_reentrant=False).sin()
+
+    def attend(self, x: Tensor) -> Tensor:
+        y = self.linear(x).unflatten(-1, (2, 8)).transpose(0, 1).unsqueeze(0)
+        return F.scaled_dot_product_attention(y, y, y)
+
+
+def test_what_torch_wraps_to_carry_a_generator_state_is_known_by_what_it_runs() -> None:
+    incumbent, problem = partitioned(Attending(), floats(64, 16))
+    assert incumbent is not None
+    (attention,) = (i for i, v in enumerate(problem.values) if v.op.endswith("flash_attention_for_cpu.default"))
+    for graph, values in (
+        (incumbent.graphs.forward.graph, incumbent.graphs.forward_values),
+        (incumbent.graphs.backward.graph, incumbent.graphs.backward_values),
+    ):
+        (wrapper,) = (n for n in graph.nodes if n.target in _torch_compat.RNG_WRAPPERS.values())
+        assert values[wrapper.name] == attention
+    plan = incumbent.plan(problem)
+    runs = [[run.value for run in program].count(attention) for program in (plan.forward, plan.backward)]
+    assert runs == [1, 1]
 
 
 @pytest.fixture

@@ -9,7 +9,15 @@ from dataclasses import replace
 
 import pytest
 
-from remat_pass.choice import Choice, IncumbentPlan, Judgement, choose, infeasible, simulated_judge
+from remat_pass.choice import (
+    Choice,
+    IncumbentPlan,
+    Judgement,
+    choose,
+    infeasible,
+    op_by_op_peak,
+    simulated_judge,
+)
 from remat_pass.errors import InfeasibleBudgetError
 from remat_pass.problem import RematPlan, RematProblem, Size
 from remat_pass.schedule import plan_of
@@ -179,6 +187,41 @@ def test_a_rival_that_needs_more_memory_does_not_replace_the_incumbent() -> None
     rival = incumbent(problem, "r1 a2", 15)
     choice = choose(problem, None, rival, lambda plan: Judgement(16 * MIB, 0))
     assert (choice.is_incumbent, choice.candidate.recompute_ns, peak_mib(choice)) == (True, 40 * US, 10)
+
+
+@pytest.mark.parametrize(("wish", "slower", "replaced"), [("recompute", 0.01, True), ("recompute", 0.03, False)])
+def test_where_the_model_has_checkpoints_a_rival_of_less_memory_may_be_a_little_slower(
+    wish: str, slower: float, replaced: bool
+) -> None:
+    problem = with_wishes(a2=wish)
+    rival = incumbent(problem, "a1 r1", 100)
+    step_ns = int(rival.judgement.step_ns * (1 + slower))
+    choice = choose(problem, None, rival, lambda plan: Judgement(50 * MIB, step_ns))
+    assert choice.is_incumbent is not replaced
+
+
+def test_elsewhere_it_may_not() -> None:
+    problem = two_layers()
+    rival = incumbent(problem, "a1 r1 a2", 100)
+    step_ns = int(rival.judgement.step_ns * 1.01)
+    assert choose(problem, None, rival, lambda plan: Judgement(50 * MIB, step_ns)).is_incumbent
+
+
+def test_op_by_op_nothing_is_saved_that_only_backward_computes() -> None:
+    """As uncompiled: the slope of an activation is worked out when its gradient is."""
+    draft = Draft()
+    draft.input("x")
+    draft.op("y", "x")
+    draft.op("z", "y")
+    draft.op("slope", "y", mib=10)
+    draft.op("more", "z", mib=10)
+    draft.op("out", "z", mib=0)
+    draft.tangent("t", 0)
+    draft.backward("dz", "t more")
+    draft.backward("dx", "dz slope")
+    problem = draft.build(outputs="out", gradients="dx")
+    # x, y, z, and one of the large values beside at most two gradients.
+    assert op_by_op_peak(problem) <= 15 * MIB
 
 
 def test_with_a_budget_the_incumbent_is_one_candidate_of_many() -> None:

@@ -2,9 +2,9 @@
 
 Without a budget the incumbent, torch's own partition, stays, unless it needs more memory than the model would run op by
 op, and a plan is clearly better: the fastest whose peak is not above its own, or not above that of what it saves in our
-order. There is no incumbent under eager lowering: nothing is recomputed then. With a budget the fastest plan wins whose
-peak, prediction error included, fits. What the user's checkpointing asks for binds both, and gives way only to a budget
-that cannot be met with it.
+order. It may be a little slower where the model has checkpoints inside. There is no incumbent under eager lowering:
+nothing is recomputed then. With a budget the fastest plan wins whose peak, prediction error included, fits. What the
+user's checkpointing asks for binds both, and gives way only to a budget that cannot be met with it.
 
 The frontier is ordered by *simulated* peaks. Whether a plan fits is for a `Judge` to say: the simulation itself under
 eager lowering, where it is exact, and where it is believed for now (`compilation`); else Inductor's own scheduler

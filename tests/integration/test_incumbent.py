@@ -98,34 +98,37 @@ class Mlp(nn.Module):
         return x
 
 
-class Attending(nn.Module):
-    """Attention in a checkpoint, which torch takes for random and runs with the state of its generator."""
+class Checkpointed(nn.Module):
+    """A linear layer and something else in a checkpoint."""
 
-    def __init__(self) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.linear = nn.Linear(16, 16)
+        self.linear, self.function = nn.Linear(16, 16), function
 
     def forward(self, x: Tensor) -> Tensor:
-        return checkpoint(self.attend, x, use_reentrant=False).sin()
-
-    def attend(self, x: Tensor) -> Tensor:
-        y = self.linear(x).unflatten(-1, (2, 8)).transpose(0, 1).unsqueeze(0)
-        return F.scaled_dot_product_attention(y, y, y)
+        return checkpoint(lambda x: self.function(self.linear(x)), x, use_reentrant=False).sin()
 
 
-def test_what_torch_wraps_to_carry_a_generator_state_is_known_by_what_it_runs() -> None:
-    incumbent, problem = partitioned(Attending(), floats(64, 16))
+def attend(x: Tensor) -> Tensor:
+    y = x.unflatten(-1, (2, 8)).transpose(0, 1).unsqueeze(0)
+    return F.scaled_dot_product_attention(y, y, y)
+
+
+@pytest.mark.parametrize(("function", "op"), [(attend, "flash_attention_for_cpu"), (F.dropout, "native_dropout")])
+def test_what_torch_wraps_to_carry_a_generator_state_is_known_by_what_it_runs(
+    function: Callable[[Tensor], Tensor], op: str
+) -> None:
+    """Torch 2.13 takes attention for random, too."""
+    incumbent, problem = partitioned(Checkpointed(function), floats(64, 16))
     assert incumbent is not None
-    (attention,) = (i for i, v in enumerate(problem.values) if v.op.endswith("flash_attention_for_cpu.default"))
-    for graph, values in (
-        (incumbent.graphs.forward.graph, incumbent.graphs.forward_values),
-        (incumbent.graphs.backward.graph, incumbent.graphs.backward_values),
-    ):
-        (wrapper,) = (n for n in graph.nodes if n.target in _torch_compat.RNG_WRAPPERS.values())
-        assert values[wrapper.name] == attention
+    (wrapped,) = (i for i, v in enumerate(problem.values) if v.op.endswith(f"{op}.default"))
+    graphs = incumbent.graphs
+    for graph, values in ((graphs.forward, graphs.forward_values), (graphs.backward, graphs.backward_values)):
+        wrappers = [n for n in graph.graph.nodes if n.target in _torch_compat.RNG_WRAPPERS.values()]
+        assert wrappers or function is attend
+        assert all(values[node.name] == wrapped for node in wrappers)
     plan = incumbent.plan(problem)
-    runs = [[run.value for run in program].count(attention) for program in (plan.forward, plan.backward)]
-    assert runs == [1, 1]
+    assert [[run.value for run in program].count(wrapped) for program in (plan.forward, plan.backward)] == [1, 1]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from remat_pass.breakdown import GRADIENTS, break_down
 from remat_pass.errors import InfeasibleBudgetError
 from remat_pass.liveness import simulate
-from remat_pass.problem import RematPlan, RematProblem
+from remat_pass.problem import Kind, RematPlan, RematProblem
 from remat_pass.schedule import plan_ns, plan_of, program_of
 from remat_pass.search import Candidate, Proposal, evaluate
 from remat_pass.solver import fastest_within, frontier
@@ -304,12 +304,15 @@ def _without_budget(
 def op_by_op_peak(problem: RematProblem) -> int:
     """Of the model as it stands: only what its checkpointing asks for is computed again, and nothing is fused.
 
-    What backward needs and forward does not, such as the slope of an activation, is computed there.
+    What backward needs and forward does not, such as the slope of an activation, is computed there, but for parts of
+    what forward runs, such as the indices of a pooling.
     """
+    runs = problem.runs_in_forward
+    in_forward = (runs[v.reads[0]] if v.kind is Kind.PART else runs[i] for i, v in enumerate(problem.values))
     keep = frozenset(
         i
-        for i, v in enumerate(problem.values)
-        if problem.runs_in_forward[i] and v.wish != "recompute" and not v.cannot_save
+        for i, (v, is_run) in enumerate(zip(problem.values, in_forward, strict=True))
+        if is_run and v.wish != "recompute" and not v.cannot_save
     )
     return evaluate(replace(problem, fuses=False), Proposal(keep)).candidate.peak_bytes
 

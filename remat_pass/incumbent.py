@@ -55,20 +55,23 @@ def torch_partition(joint: JointGraph, problem: RematProblem, inputs: Any) -> In
         forward_count=joint.forward_count,
         static_indices=list(joint.static_indices),
     )
-    if _is_wrong(forward, backward, problem):
+    values = (_values(module, joint, problem) for module in (forward, backward))
+    graphs = Rewritten(forward, backward, *values)
+    if _is_wrong(graphs, problem):
         return None
     taken = (node.name for node in backward.graph.find_nodes(op="placeholder"))
     saved = (problem.index[name] for name in taken if name in problem.index)
     return Incumbent(
-        Rewritten(forward, backward, _values(forward, joint, problem), _values(backward, joint, problem)),
+        graphs,
         frozenset(i for i in saved if not problem.values[i].needs_tangent),
     )
 
 
-def _is_wrong(forward: fx.GraphModule, backward: fx.GraphModule, problem: RematProblem) -> bool:
+def _is_wrong(graphs: Rewritten, problem: RematProblem) -> bool:
     """Whether backward reads old contents, trusts strides, or repeats a draw of forward that gives other numbers."""
-    in_forward = set(_computed(forward, problem))
-    reasons = ((i, problem.values[i].cannot_recompute) for i in _computed(backward, problem))
+    in_forward = set(_computed(graphs.forward, graphs.forward_values))
+    in_backward = _computed(graphs.backward, graphs.backward_values)
+    reasons = ((i, problem.values[i].cannot_recompute) for i in in_backward)
     always = (OVERWRITTEN, READS_BY_STRIDES)
     return any(why in always or (why == DRAWN_BY_SHAPE and i in in_forward) for i, why in reasons)
 
@@ -76,14 +79,17 @@ def _is_wrong(forward: fx.GraphModule, backward: fx.GraphModule, problem: RematP
 def _values(module: fx.GraphModule, joint: JointGraph, problem: RematProblem) -> dict[str, int]:
     """Torch's partitioner keeps the names of the joint graph, but for random ops that it runs in both graphs.
 
-    It wraps those, and takes attention for one. A wrapper is known by what it runs, and has parts with new names.
+    It wraps those, and takes attention for one. A wrapper is known by what it runs, and has parts with new names. Draws
+    that are written alike are told apart by their order.
     """
     wrappers = _torch_compat.RNG_WRAPPERS.values()
-    names = {_written(node): node.name for node in joint.nodes}
+    names: dict[str, list[str]] = {}
+    for node in reversed(joint.nodes):
+        names.setdefault(_written(node), []).append(node.name)
     values: dict[str, int] = {}
     for node in module.graph.nodes:
         is_part = node.target is getitem and node.args[0].target is _torch_compat.RNG_WRAPPERS["save"]
-        name = names.get(_written(node)) if node.target in wrappers else None if is_part else node.name
+        name = names[_written(node)].pop() if node.target in wrappers else None if is_part else node.name
         if name in problem.index:
             values[node.name] = problem.index[name]
     return values
@@ -105,6 +111,6 @@ def _with_products_at_sums(graph: fx.Graph) -> Iterator[fx.Node]:
             yield node
 
 
-def _computed(module: fx.GraphModule, problem: RematProblem) -> list[int]:
+def _computed(module: fx.GraphModule, values: dict[str, int]) -> list[int]:
     names = (node.name for node in module.graph.nodes if node.op == "call_function")
-    return [problem.index[name] for name in names if name in problem.index]
+    return [values[name] for name in names if name in values]

@@ -129,9 +129,7 @@ class Witness:
             PeakExceeded: The peak is above the limit.
         """
         forward, backward = self.rewritten.forward, self.rewritten.backward
-        results = _result_names(forward)
-        taken = {node.name for node in backward.graph.find_nodes(op="placeholder")}
-        visible = len(results) - len(taken.intersection(results))
+        visible = self.joint.forward_count
         self.see_forward(
             _torch_compat.schedule_with_inductor(
                 forward, is_backward=False, visible=visible, strides={}, config_patches=self.config_patches

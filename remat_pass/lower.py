@@ -128,7 +128,9 @@ def _lower_with_inductor(
     module: fx.GraphModule, inputs: Sequence[Any], options: Options, partitioner: RematPartitioner
 ) -> tuple[Callable[..., Any], list[RematReport]]:
     stored = _stored_reports(module, inputs, partitioner)
-    patches = inductor_patches(options, checkpoints=_torch_compat.has_checkpoints(module))
+    # Where Dynamo's graph has checkpoints, the joint graph has tags, by which the partitioner tells.
+    checkpoints = _trains(module, inputs) and _torch_compat.has_checkpoints(module)
+    patches = inductor_patches(options, checkpoints=checkpoints)
     patches["custom_partitioner_fn"] = partitioner
 
     def compile_copy(watcher: _torch_compat.CompilationWatcher | None) -> Callable[..., Any]:

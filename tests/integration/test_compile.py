@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from functorch.compile import aot_function, nop
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch._dynamo.exc import BackendCompilerFailed
 
 import remat_pass
@@ -123,7 +124,7 @@ def test_inference_is_not_planned() -> None:
     assert remat_pass.reports() == ()
 
 
-def test_a_budget_leaves_the_options_of_inference_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_budgets_and_checkpoints_leave_the_options_of_inference_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     patches: list[dict[str, Any]] = []
 
     def compile_nothing(
@@ -133,11 +134,14 @@ def test_a_budget_leaves_the_options_of_inference_alone(monkeypatch: pytest.Monk
         return module
 
     monkeypatch.setattr(_torch_compat, "compile_with_inductor", compile_nothing)
-    run = torch.compile(seeded(Mlp)(), backend="remat", options={"memory_budget": "1GiB"})
-    with torch.no_grad():
+    module = seeded(Mlp)()
+    budgeted = torch.compile(module, backend="remat", options={"memory_budget": "1GiB"})
+    checkpointed = torch.compile(lambda x: checkpoint(module, x, use_reentrant=False), backend="remat")
+    for run in (budgeted, checkpointed):
+        with torch.no_grad():
+            run(ROWS)
         run(ROWS)
-    run(ROWS)
-    assert ["allow_buffer_reuse" in given for given in patches] == [False, True]
+    assert ["allow_buffer_reuse" in given for given in patches] == [False, True] * 2
 
 
 def test_forward_without_backward() -> None:

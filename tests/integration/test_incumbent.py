@@ -75,6 +75,27 @@ class Scaled(nn.Module):
         return scaled.exp()
 
 
+class Drawn(nn.Module):
+    """Torch repeats the draw, with the state that it had, from probabilities that have changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+        self.register_buffer("chances", torch.ones(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = checkpoint(self.some, x, use_reentrant=False)
+        self.chances.mul_(2)
+        return y.exp()
+
+    def some(self, x: Tensor) -> Tensor:
+        return self.linear(x)[:, torch.multinomial(self.chances, 4)].sin()
+
+
+def test_a_draw_that_is_repeated_from_new_contents_is_wrong() -> None:
+    assert incumbent_of(Drawn(), floats(64, 16)) is None
+
+
 def test_a_right_partition_is_a_candidate() -> None:
     incumbent = incumbent_of(Normalised(), floats(64, 16))
     assert incumbent is not None
@@ -112,6 +133,24 @@ class Checkpointed(nn.Module):
 def attend(x: Tensor) -> Tensor:
     y = x.unflatten(-1, (2, 8)).transpose(0, 1).unsqueeze(0)
     return F.scaled_dot_product_attention(y, y, y)
+
+
+def draw(x: Tensor) -> Tensor:
+    return x[:, torch.multinomial(torch.ones(16), 8)]
+
+
+@pytest.mark.parametrize(
+    ("function", "op", "count"), [(attend, "flash_attention_for_cpu", 1), (draw, "multinomial", 2)]
+)
+def test_equal_attention_is_one_value_and_equal_draws_are_two(
+    function: Callable[[Tensor], Tensor], op: str, count: int
+) -> None:
+    incumbent, problem = partitioned(Checkpointed(lambda x: function(x) * function(x)), floats(64, 16))
+    assert incumbent is not None
+    found = [i for i, v in enumerate(problem.values) if v.op.endswith(f"{op}.default")]
+    assert len(found) == count
+    runs = [run.value for run in incumbent.plan(problem).forward]
+    assert [runs.count(i) for i in found] == [1] * count
 
 
 @pytest.mark.parametrize(("function", "op"), [(attend, "flash_attention_for_cpu"), (F.dropout, "native_dropout")])

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from functorch.compile import aot_function, nop
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torch._dynamo.exc import BackendCompilerFailed
+from torch.utils.checkpoint import checkpoint
 
 import remat_pass
 from remat_pass import _torch_compat

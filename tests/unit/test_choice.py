@@ -220,7 +220,7 @@ def test_op_by_op_nothing_is_saved_that_only_backward_computes() -> None:
     draft.backward("dz", "t more indices")
     draft.backward("dx", "dz slope")
     problem = draft.build(outputs="out", gradients="dx")
-    # y, the indices, one large value and a gradient, or y, the other large value and two gradients; 22 if both are saved.
+    # y, the other large value and two gradients; 22 with both large ones saved.
     assert op_by_op_peak(problem) == 13 * MIB
 
 

@@ -6,7 +6,7 @@ overwritten since, and gradients then depend on the new contents; on CUDA they m
 What `as_strided` reads in backward may have other strides than it trusts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
@@ -61,17 +61,13 @@ def torch_partition(joint: JointGraph, problem: RematProblem, inputs: Any) -> In
         return None
     taken = (node.name for node in backward.graph.find_nodes(op="placeholder"))
     saved = (problem.index[name] for name in taken if name in problem.index)
-    return Incumbent(
-        graphs,
-        frozenset(i for i in saved if not problem.values[i].needs_tangent),
-    )
+    return Incumbent(graphs, frozenset(i for i in saved if not problem.values[i].needs_tangent))
 
 
 def _is_wrong(graphs: Rewritten, problem: RematProblem) -> bool:
     """Whether backward reads old contents, trusts strides, or repeats a draw of forward that gives other numbers."""
-    in_forward = set(_computed(graphs.forward, graphs.forward_values))
-    in_backward = _computed(graphs.backward, graphs.backward_values)
-    reasons = ((i, problem.values[i].cannot_recompute) for i in in_backward)
+    in_forward = set(graphs.computed_in_forward.values())
+    reasons = ((i, problem.values[i].cannot_recompute) for i in graphs.computed_in_backward.values())
     always = (OVERWRITTEN, READS_BY_STRIDES)
     return any(why in always or (why == DRAWN_BY_SHAPE and i in in_forward) for i, why in reasons)
 
@@ -82,23 +78,31 @@ def _values(module: fx.GraphModule, joint: JointGraph, problem: RematProblem) ->
     It wraps those, and takes attention for one. A wrapper is known by what it runs, and has parts with new names. Draws
     that are written alike are told apart by their order.
     """
-    wrappers = _torch_compat.RNG_WRAPPERS.values()
+    wrappers = _torch_compat.RNG_WRAPPERS
+    wrapped = {_torch_compat.wrapped_op(n)[0] for n in module.graph.nodes if n.target in wrappers.values()}
     names: dict[str, list[str]] = {}
     for node in reversed(joint.nodes):
-        names.setdefault(_written(node), []).append(node.name)
+        if node.target in wrapped:
+            names.setdefault(_written(node, lambda read: read.name), []).append(node.name)
+    original: dict[fx.Node, str] = {}
     values: dict[str, int] = {}
     for node in module.graph.nodes:
-        is_part = node.target is getitem and node.args[0].target is _torch_compat.RNG_WRAPPERS["save"]
-        name = names[_written(node)].pop() if node.target in wrappers else None if is_part else node.name
-        if name in problem.index:
-            values[node.name] = problem.index[name]
+        if node.target is getitem and node.args[0].target is wrappers["save"]:
+            original[node] = original[node.args[0]]
+            continue
+        original[node] = node.name
+        if node.target in wrappers.values():
+            alike = names.get(_written(node, original.__getitem__))
+            original[node] = alike.pop() if alike else node.name
+        if original[node] in problem.index:
+            values[node.name] = problem.index[original[node]]
     return values
 
 
-def _written(node: fx.Node) -> str:
+def _written(node: fx.Node, name_of: Callable[[fx.Node], str]) -> str:
     """The op, wrapped or not, and what it is given."""
     target, args, kwargs, _ = _torch_compat.wrapped_op(node)
-    return f"{target} {args} {kwargs}"
+    return f"{target} {fx.node.map_arg((tuple(args), kwargs), name_of)}"
 
 
 def _with_products_at_sums(graph: fx.Graph) -> Iterator[fx.Node]:
@@ -109,8 +113,3 @@ def _with_products_at_sums(graph: fx.Graph) -> Iterator[fx.Node]:
         if node.op == "call_function" and node not in moved:
             yield from at_sum[node]
             yield node
-
-
-def _computed(module: fx.GraphModule, values: dict[str, int]) -> list[int]:
-    names = (node.name for node in module.graph.nodes if node.op == "call_function")
-    return [values[name] for name in names if name in values]

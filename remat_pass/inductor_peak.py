@@ -175,16 +175,15 @@ class Witness:
         self.strides = dict(zip(names, schedule.result_strides, strict=False))
         storages = zip(names, schedule.result_storages, strict=False)
         self._storages = {name: storage for name, storage in storages if name and storage}
-        rewritten, resident_bytes = self.rewritten, self.problem.resident_forward_bytes
-        self._forward = self._judged(schedule, rewritten.forward, rewritten.forward_values, resident_bytes)
+        self._forward = self._judged(schedule, self.rewritten.computed_in_forward, self.problem.resident_forward_bytes)
 
     def see_backward(self, schedule: InductorSchedule) -> None:
         """The schedule of the backward graph."""
         inputs = self.rewritten.backward.graph.find_nodes(op="placeholder")
         handed_over = {n.name: self._storages[n.name] for n in inputs if n.name in self._storages}
         schedule = _with_whole_storages(schedule, handed_over)
-        rewritten, resident_bytes = self.rewritten, self.problem.resident_backward_bytes
-        self._backward = self._judged(schedule, rewritten.backward, rewritten.backward_values, resident_bytes)
+        computed, resident_bytes = self.rewritten.computed_in_backward, self.problem.resident_backward_bytes
+        self._backward = self._judged(schedule, computed, resident_bytes)
 
     @property
     def copied_inputs(self) -> frozenset[str]:
@@ -196,15 +195,11 @@ class Witness:
             if _torch_compat.has_other_strides(node.meta["val"], self.strides.get(node.name))
         )
 
-    def _judged(
-        self, schedule: InductorSchedule, module: fx.GraphModule, values: Mapping[str, int], resident_bytes: int
-    ) -> Judgement:
+    def _judged(self, schedule: InductorSchedule, values: Mapping[str, int], resident_bytes: int) -> Judgement:
         scratch = _scratch(schedule, self.joint, self.problem, values)
         peak_bytes = schedule_peak(schedule, scratch) + resident_bytes
         if self.limit_bytes is not None and peak_bytes > self.limit_bytes:
             raise PeakExceeded(peak_bytes, self.limit_bytes, self.simulated_bytes)
-        computed = (n.name for n in module.graph.nodes if n.op == "call_function")
-        values = {name: values[name] for name in computed if name in values}
         return Judgement(peak_bytes, _step_ns(schedule, self.problem, values, self.rates))
 
 

@@ -34,6 +34,16 @@ class Rewritten:
     forward_values: dict[str, int]
     backward_values: dict[str, int]
 
+    @property
+    def computed_in_forward(self) -> dict[str, int]:
+        """Those of `forward_values` that are no inputs."""
+        return _computed(self.forward, self.forward_values)
+
+    @property
+    def computed_in_backward(self) -> dict[str, int]:
+        """Those of `backward_values` that are no inputs."""
+        return _computed(self.backward, self.backward_values)
+
     def copy(self) -> "Rewritten":
         """With graphs of its own."""
         forward, backward = map(_torch_compat.copy_graph_module, (self.forward, self.backward))
@@ -136,6 +146,10 @@ def _drop_unplanned(module: fx.GraphModule, planned: set[str]) -> None:
         if node.op in ("call_function", "get_attr") and node.name not in planned and not node.users:
             module.graph.erase_node(node)
     module.recompile()
+
+
+def _computed(module: fx.GraphModule, values: dict[str, int]) -> dict[str, int]:
+    return {n.name: values[n.name] for n in module.graph.nodes if n.op == "call_function" and n.name in values}
 
 
 def _claims(module: fx.GraphModule, names: dict[str, int]) -> dict[str, int]:

@@ -236,6 +236,14 @@ def planned_for_inductor(module: nn.Module | None = None, x: Tensor | None = Non
     return reports()[-1]
 
 
+def test_a_draw_of_a_draw_can_be_planned() -> None:
+    """What torch wraps reads a part of another wrapper, which has a new name."""
+    module = Checkpointed(lambda x: x * torch.poisson(torch.poisson(x.sigmoid())))
+    report = planned_for_inductor(module, floats(64, 16))
+    drawn = [d for d in report.decisions if d.op == "aten.poisson.default"]
+    assert [d.action for d in drawn] == ["recomputed", "recomputed"]
+
+
 def test_inductor_is_not_asked_about_the_incumbent_for_a_budget_far_below_it(asked: list[object]) -> None:
     free = planned_for_inductor()
     assert (len(asked), free.unconstrained_is_estimated) == (1, False)

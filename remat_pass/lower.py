@@ -86,7 +86,8 @@ class RematPartitioner(_torch_compat.RematPartitionerBase):
 def lower(module: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
     """Compile a captured graph; training graphs are planned and their reports published."""
     auto: AutoBudget | None = None
-    if not _trains(module, inputs):  # there is nothing to plan, and Inductor's options stay as they are
+    trains = _trains(module, inputs)
+    if not trains:  # there is nothing to plan, and Inductor's options stay as they are
         options = replace(options, memory_budget=None)
     if options.memory_budget == AUTO:
         auto = work_out_budget(inputs, options.reserve)
@@ -98,7 +99,7 @@ def lower(module: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Ca
                 compiled = _torch_compat.compile_op_by_op(module, inputs, partitioner)
             reports = compilation.take_reports()
         else:
-            compiled, reports = _lower_with_inductor(module, inputs, options, partitioner)
+            compiled, reports = _lower_with_inductor(module, inputs, options, partitioner, trains=trains)
     except InfeasibleBudgetError as error:
         raise (auto.explain(error) if auto else error) from None
     for report in reports:
@@ -125,11 +126,11 @@ def partitioner(**options: Any) -> RematPartitioner:
 
 
 def _lower_with_inductor(
-    module: fx.GraphModule, inputs: Sequence[Any], options: Options, partitioner: RematPartitioner
+    module: fx.GraphModule, inputs: Sequence[Any], options: Options, partitioner: RematPartitioner, *, trains: bool
 ) -> tuple[Callable[..., Any], list[RematReport]]:
     stored = _stored_reports(module, inputs, partitioner)
     # Where Dynamo's graph has checkpoints, the joint graph has tags, by which the partitioner tells.
-    checkpoints = _trains(module, inputs) and _torch_compat.has_checkpoints(module)
+    checkpoints = trains and _torch_compat.has_checkpoints(module)
     patches = inductor_patches(options, checkpoints=checkpoints)
     patches["custom_partitioner_fn"] = partitioner
 

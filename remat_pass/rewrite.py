@@ -72,7 +72,8 @@ def rewrite(joint: JointGraph, problem: RematProblem, plan: RematPlan) -> Rewrit
     )
     for module in (forward, backward):
         _torch_compat.set_calls_apart(module, problem.calls_apart, delays_loops=problem.delays_loops)
-    return Rewritten(forward, backward, _claims(forward, names), _claims(backward, names))
+    drawn = [[step.value for step in steps if step.value in redrawn] for steps in (plan.forward, plan.backward)]
+    return Rewritten(forward, backward, _claims(forward, names, drawn[0]), _claims(backward, names, drawn[1]))
 
 
 def _expand(joint: JointGraph, problem: RematProblem, plan: RematPlan) -> tuple[fx.GraphModule, dict[CopyId, fx.Node]]:
@@ -152,5 +153,8 @@ def _computed(module: fx.GraphModule, values: dict[str, int]) -> dict[str, int]:
     return {n.name: values[n.name] for n in module.graph.nodes if n.op == "call_function" and n.name in values}
 
 
-def _claims(module: fx.GraphModule, names: dict[str, int]) -> dict[str, int]:
-    return {node.name: names[node.name] for node in module.graph.nodes if node.name in names}
+def _claims(module: fx.GraphModule, names: dict[str, int], drawn: list[int]) -> dict[str, int]:
+    """Nodes keep their names, but for draws with a carried state: those are wrapped where the plan has them."""
+    wrappers = (n for n in module.graph.nodes if n.target in _torch_compat.RNG_WRAPPERS.values())
+    named = {node.name: names[node.name] for node in module.graph.nodes if node.name in names}
+    return named | {wrapper.name: value for wrapper, value in zip(wrappers, drawn, strict=False)}

@@ -293,6 +293,18 @@ def test_every_claim_is_checked(right: Stages) -> None:
                         verify(right.joint, right.problem, right.plan, lying)
 
 
+def test_a_draw_that_is_repeated_is_claimed_in_both_graphs(right: Stages) -> None:
+    """Each draw is wrapped, under a new name; Inductor's schedules are read by the names."""
+    graphs, values = right.rewritten, right.problem.values
+    draws = [value.name for value in values if value.op == "aten.native_dropout.default"]
+    for module, computed_values in (
+        (graphs.forward, graphs.computed_in_forward),
+        (graphs.backward, graphs.computed_in_backward),
+    ):
+        wrappers = [n.name for n in module.graph.nodes if n.target in _torch_compat.RNG_WRAPPERS.values()]
+        assert sorted(values[computed_values[name]].name for name in wrappers) == draws != []
+
+
 def test_the_message_says_whose_bug_it_is(right: Stages) -> None:
     tampered = tamper(right)
     computed(tampered.backward, aten.cos.default)[0].target = aten.sin.default

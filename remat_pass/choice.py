@@ -317,6 +317,11 @@ def op_by_op_peak(problem: RematProblem) -> int:
     return evaluate(replace(problem, fuses=False), Proposal(keep)).candidate.peak_bytes
 
 
+def replaceable_above(problem: RematProblem) -> int:
+    """The peak of torch's own partition above which a plan that takes no more than op by op is clearly better."""
+    return int(op_by_op_peak(problem) / (1 - _CLEAR))
+
+
 def _in_bytes(memory_budget: float | int | None, unconstrained_bytes: int) -> int | None:
     if memory_budget is None or isinstance(memory_budget, int):
         return memory_budget

@@ -24,6 +24,7 @@ from remat_pass.choice import (
     choose,
     infeasible,
     op_by_op_peak,
+    replaceable_above,
     simulated_judge,
 )
 from remat_pass.errors import OptionError, PlanError, RematWarning
@@ -112,7 +113,7 @@ def partition(
     if incumbent:
         estimate = simulated_judge(ordered[0])(incumbent.plan(problem))
         op_by_op = op_by_op_peak(problem) if trusts else 0
-        trusts = trusts and estimate.peak_bytes <= op_by_op
+        trusts = trusts and estimate.peak_bytes * (1000 + excess_permille) <= op_by_op * 1000
         judge_incumbent = judging.timed(partial(judge_graphs, joint, incumbent.graphs, problem, rates, patches))
         rival = _rival(incumbent, estimate, options.memory_budget, judge_incumbent, trusts=trusts)
         # Above that a plan of ours may replace it, and which is better is not believed.
@@ -152,7 +153,8 @@ def partition(
     if settled:
         # At the fraction 1.0 the peak of torch's own partition is accepted as it is.
         budget_bytes = choice.budget_bytes
-        limit = None if budget_bytes is None else max(problem.without_margin(budget_bytes), predicted.peak_bytes)
+        accepted = replaceable_above(problem) if budget_bytes is None else problem.without_margin(budget_bytes)
+        limit = max(accepted, predicted.peak_bytes)
         # Inductor works on the graphs that it is given.
         witness = Witness(joint, graphs.copy(), problem, rates, patches, limit, predicted.peak_bytes)
     return Partitioned(graphs.forward, graphs.backward, report, witness)

@@ -131,6 +131,20 @@ def test_where_a_peak_is_too_high_it_is_planned_anew(again: bool, monkeypatch: p
     assert_trained_like_eager(module)
 
 
+def test_without_a_budget_inductor_is_asked_where_it_takes_more_than_op_by_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only then a plan may be better than torch's own partition; here all of them seem to take as much more."""
+    told = Told(monkeypatch)
+    schedule_peak = inductor_peak.schedule_peak
+    monkeypatch.setattr(inductor_peak, "schedule_peak", lambda *args: schedule_peak(*args) + 2**24)
+    module, _, peak = train(None)
+    believed, last = told.partitions
+    assert believed.witness is not None and last.witness is None and told.asked >= 2
+    (report,) = remat_pass.reports()
+    assert report.origin == "torch" and not report.unconstrained_is_estimated
+    assert peak == pytest.approx(report.predicted_peak_bytes - 2**24, rel=0.01)
+    assert_trained_like_eager(module)
+
+
 def test_graphs_from_inductors_cache_are_asked_about_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their schedules are not made again."""
     told = Told(monkeypatch)

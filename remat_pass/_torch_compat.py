@@ -143,6 +143,18 @@ def is_random(node: fx.Node) -> bool:
     return bool(dropout != 0)
 
 
+def float32_precision(*, convolves: bool) -> str:
+    """To what products, or convolutions, of float32 may be rounded on CUDA, such as "tf32" (2.13, 2.14)."""
+    backends: Any = torch.backends
+    return str((backends.cudnn.conv if convolves else backends.cuda.matmul).fp32_precision)
+
+
+def speed_settings() -> str:
+    """What the speed of kernels depends on besides the device (2.13, 2.14)."""
+    products, convolutions = (float32_precision(convolves=convolves) for convolves in (False, True))
+    return f"{torch.get_num_threads()} threads, float32 products {products}, convolutions {convolutions}"
+
+
 def apply_user_tags(module: fx.GraphModule) -> None:
     """Settle the tags of `checkpoint()` where two checkpointed regions touch, in place (2.13, 2.14)."""
     if partitioners.has_recomputable_ops(module):

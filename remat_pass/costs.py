@@ -4,9 +4,9 @@
 
 FLOPs are counted by shape for matmul, convolution and attention (`_torch_compat.op_flops`), one per element otherwise.
 Exponentials and draws of random numbers take a processor longer than moving their bytes: those are the slow ones. The
-rates are constants, so the estimate, and with it the plan, is the same on every machine and every rank; `kernel_times`
-has measured ones. Only ratios matter to the planner: a wrong unit changes no decision, a wrong ratio of arithmetic to
-bandwidth may.
+rates are constants, chosen by the card and by whether torch may use TensorFloat-32, so the estimate, and with it the
+plan, is the same on every machine with that device and every rank; `kernel_times` has measured ones. Only ratios matter
+to the planner: a wrong unit changes no decision, a wrong ratio of arithmetic to bandwidth may.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from remat_pass import _torch_compat
-from remat_pass.ops import is_attention, packet
+from remat_pass.ops import is_attention, is_convolution, packet
 from remat_pass.storage import storage_size, tensors_in
 
 
@@ -30,6 +30,8 @@ class DeviceRates:
     launch_ns: int
     attention_share: float = 1.0
     """Of these FLOPs what fused attention reaches."""
+    tf32_flops_per_s: float | None = None
+    """Of float32 products and convolutions where torch may round what they multiply to TensorFloat-32."""
     slow_ns: dict[str, float] = field(default_factory=dict)
     """Of one element, for elementwise ops that take longer than moving their bytes, as Inductor's decompositions leave
     them, by name."""
@@ -65,13 +67,26 @@ _CPU = DeviceRates(
     },
 )
 
+
+def _card(
+    name: str, float64: float, float32: float, tf32: float, bfloat16: float, terabytes_per_s: float
+) -> DeviceRates:
+    """Rates in TFLOP/s and TB/s, dense; those of tensor cores where there are some for the dtype."""
+    flops_per_s = {torch.float64: float64 * _TERA, torch.float32: float32 * _TERA, torch.bfloat16: bfloat16 * _TERA}
+    return DeviceRates(name, flops_per_s, terabytes_per_s * _TERA, 4_000, tf32_flops_per_s=tf32 * _TERA)
+
+
 _CUDA_CARDS = (
-    # NVIDIA and AMD datasheets: H200, H100 SXM, A100 SXM 80 GB, GeForce RTX 4090, Instinct MI300X. TF32 for float32.
-    DeviceRates("H200", {torch.float32: 494 * _TERA, torch.bfloat16: 989 * _TERA}, 4.8e12, 4_000),
-    DeviceRates("H100", {torch.float32: 494 * _TERA, torch.bfloat16: 989 * _TERA}, 3.35e12, 4_000),
-    DeviceRates("A100", {torch.float32: 156 * _TERA, torch.bfloat16: 312 * _TERA}, 2.039e12, 4_000),
-    DeviceRates("4090", {torch.float32: 82.6 * _TERA, torch.bfloat16: 165.2 * _TERA}, 1.008e12, 4_000),
-    DeviceRates("MI300X", {torch.float32: 653.7 * _TERA, torch.bfloat16: 1307.4 * _TERA}, 5.3e12, 4_000),
+    # SXM: https://www.nvidia.com/en-us/data-center/h200/
+    _card("H200", 67, 67, 494, 989, 4.8),
+    # SXM: https://www.nvidia.com/en-us/data-center/h100/
+    _card("H100", 67, 67, 494, 989, 3.35),
+    # SXM, 80 GB: https://www.nvidia.com/en-us/data-center/a100/
+    _card("A100", 19.5, 19.5, 156, 312, 2.039),
+    # https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf, appendix A
+    _card("4090", 1.29, 82.6, 82.6, 165.2, 1.008),
+    # https://www.amd.com/en/products/accelerators/instinct/mi300/mi300x.html
+    _card("MI300X", 163.4, 163.4, 653.7, 1307.4, 5.3),
 )
 _DEFAULT_CARD = _CUDA_CARDS[1]
 
@@ -89,13 +104,20 @@ def device_rates(device_type: str) -> DeviceRates:
 def roofline_ns(node: fx.Node, rates: DeviceRates) -> int:
     """Estimated run time of a `call_function` node that is a kernel of its own, in nanoseconds."""
     flops = _flops(node)
-    peak_flops = rates.flops_per_s.get(_dtype(node), rates.flops_per_s[torch.float32])
-    if _dtype(node) is torch.float16:
-        peak_flops = rates.flops_per_s[torch.bfloat16]
+    peak_flops = products_per_s(rates, _dtype(node), convolves=is_convolution(node))
     if is_attention(node):
         peak_flops *= rates.attention_share
     seconds = max(flops / peak_flops, moved_bytes(node) / rates.bandwidth_bytes_per_s)
     return round(seconds * 1e9) + rates.launch_ns + arithmetic_ns(node, rates)
+
+
+def products_per_s(rates: DeviceRates, dtype: torch.dtype, *, convolves: bool) -> float:
+    """FLOP/s of products or convolutions, at the precision that torch is set to when it is called."""
+    rounds = _torch_compat.float32_precision(convolves=convolves) == "tf32"
+    if dtype is torch.float32 and rates.tf32_flops_per_s is not None and rounds:
+        return rates.tf32_flops_per_s
+    half = torch.bfloat16 if dtype is torch.float16 else dtype
+    return rates.flops_per_s.get(half, rates.flops_per_s[torch.float32])
 
 
 def arithmetic_ns(node: fx.Node, rates: DeviceRates) -> int:

@@ -73,14 +73,15 @@ class RematPartitioner(_torch_compat.RematPartitionerBase):
         return partitioned.forward, partitioned.backward
 
     def uuid(self) -> str:
-        """Everything beside the graph that determines the result: versions, options, the plan that is replayed."""
+        """Everything beside the graph that determines the result: versions, settings, the plan that is replayed."""
         plans = []
         if self.options.plan is not None:
             path = Path(self.options.plan)
             files = sorted(path.rglob("plan.json")) if path.is_dir() else [path]
             plans = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
         options = replace(self.options, debug_dir=None)
-        return repr((version("remat-pass"), _FORMAT, torch.__version__, torch.get_num_threads(), options, plans))
+        versions = version("remat-pass"), _FORMAT, torch.__version__
+        return repr((versions, _torch_compat.speed_settings(), options, plans))
 
 
 def lower(module: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:

@@ -57,7 +57,7 @@ class DummyRun:
     @property
     def key(self) -> str:
         """The same for runs that take the same memory and time on one machine."""
-        return f"{self.op} {self.spec} {' '.join(map(str, self.forms))}, {torch.get_num_threads()} threads"
+        return f"{self.op} {self.spec} {' '.join(map(str, self.forms))}, {_torch_compat.speed_settings()}"
 
     def measure(self, instrument: Callable[[Callable[[], object]], _T]) -> _T | None:
         """What the instrument says of the run, which it may repeat; None if the op refuses dummy data."""

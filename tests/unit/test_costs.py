@@ -1,6 +1,6 @@
 """What ops cost: attention on a processor by its shape, and arithmetic that takes longer than moving bytes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from remat_pass.costs import arithmetic_ns, device_rates, moved_bytes, roofline_ns
+from remat_pass.costs import arithmetic_ns, device_rates, moved_bytes, products_per_s, roofline_ns
 
 aten = torch.ops.aten
 
@@ -74,3 +74,62 @@ def test_slow_arithmetic_adds_to_the_bytes(
     assert roofline_ns(node, CPU) == pytest.approx(moved_ns + arithmetic + CPU.launch_ns, rel=0.01)
     # A GPU has units for it.
     assert arithmetic_ns(node, device_rates("cuda")) == 0
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    return a @ b
+
+
+def convolution(image: Tensor, weight: Tensor) -> Tensor:
+    return aten.convolution(image, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes", "flops"),
+    [
+        (product, [(1024, 512), (512, 2048)], 2 * 1024 * 512 * 2048),
+        (convolution, [(8, 64, 32, 32), (128, 64, 3, 3)], 2 * 8 * 32 * 32 * 64 * 128 * 9),
+    ],
+)
+def test_products_and_convolutions_take_the_time_of_their_flops(
+    function: Callable[..., Tensor], shapes: list[tuple[int, ...]], flops: int
+) -> None:
+    node = last_op(function, *(torch.ones(shape) for shape in shapes))
+    assert roofline_ns(node, CPU) == pytest.approx(flops / CPU.flops_per_s[torch.float32] * 1e9, rel=0.01)
+
+
+@pytest.fixture
+def restored_precision() -> Iterator[None]:
+    matmul, conv = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+    yield
+    torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = matmul, conv
+
+
+@pytest.mark.usefixtures("restored_precision")
+@pytest.mark.parametrize("convolves", [False, True])
+def test_tensor_float_32_counts_where_torch_may_use_it(convolves: bool) -> None:
+    card = device_rates("cuda")
+    settings = torch.backends.cudnn.conv if convolves else torch.backends.cuda.matmul
+    assert settings.fp32_precision == ("tf32" if convolves else "none"), "torch's defaults"
+    for precision, teraflops in (("tf32", 494), ("ieee", 67)):
+        settings.fp32_precision = precision
+        assert products_per_s(card, torch.float32, convolves=convolves) == teraflops * 1e12
+        assert products_per_s(card, torch.float16, convolves=convolves) == 989e12
+        assert products_per_s(card, torch.float64, convolves=convolves) == 67e12
+        assert products_per_s(CPU, torch.float32, convolves=convolves) == CPU.flops_per_s[torch.float32]
+
+
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA GeForce RTX 4090", "4090"),
+        ("AMD Instinct MI300X", "MI300X"),
+        ("some other card", "H100"),
+    ],
+)
+def test_a_card_is_known_by_its_name(name: str, card: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    assert device_rates("cuda").name == card

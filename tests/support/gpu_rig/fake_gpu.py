@@ -77,7 +77,7 @@ def fake_gpu(sm: int = 90, *, attention_kernels: bool = True) -> Iterator[None]:
     hooks.require()
     device_interface.get_registered_device_interfaces()  # torch's own first
     with ExitStack() as stack:
-        for patch in (*_patches_of_torch(CARDS[sm]), *_patches_of_compilers(CARDS[sm], sm)):
+        for patch in (*_patches_of_torch(CARDS[sm]), *_patches_of_compilers(CARDS[sm], sm), _tensor_float_32()):
             stack.enter_context(patch)
         if attention_kernels:
             stack.enter_context(attention.registered())
@@ -86,6 +86,17 @@ def fake_gpu(sm: int = 90, *, attention_kernels: bool = True) -> Iterator[None]:
             yield
         finally:
             _forget_device()
+
+
+@contextmanager
+def _tensor_float_32() -> Iterator[None]:
+    """Float32 products as most train with them; without tensor cores they would take seven times as long."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _patches_of_torch(card: Card) -> list[AbstractContextManager[Any]]:

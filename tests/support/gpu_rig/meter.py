@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from remat_pass import _torch_compat
-from remat_pass.costs import DeviceRates
+from remat_pass.costs import DeviceRates, products_per_s
 
 _RNG_WRAPPER = _torch_compat.RNG_WRAPPERS["graphsafe"]
 
@@ -105,8 +105,7 @@ class Meter(TorchDispatchMode):
 
     def _duration(self, flops: int, moved_bytes: int, result: Any) -> int:
         dtypes = [t.dtype for t in pytree.tree_leaves(result) if isinstance(t, Tensor)] or [torch.float32]
-        dtype = torch.bfloat16 if dtypes[0] is torch.float16 else dtypes[0]
-        peak_flops = self.rates.flops_per_s.get(dtype, self.rates.flops_per_s[torch.float32])
+        peak_flops = products_per_s(self.rates, dtypes[0], convolves=False)
         seconds = max(flops / peak_flops, moved_bytes / self.rates.bandwidth_bytes_per_s)
         return round(seconds * 1e9) + self.rates.launch_ns
 

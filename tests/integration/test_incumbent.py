@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.torch_version import TorchVersion
 from torch.utils.checkpoint import checkpoint
 
 from remat_pass import _torch_compat, partition, reports
@@ -140,7 +141,12 @@ def draw(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("function", "op", "count"), [(attend, "flash_attention_for_cpu", 1), (draw, "multinomial", 2)]
+    ("function", "op", "count"),
+    # Torch 2.14 takes what it calls random for impure, and merges no such ops.
+    [
+        (attend, "flash_attention_for_cpu", 1 if TorchVersion(torch.__version__) < "2.14" else 2),
+        (draw, "multinomial", 2),
+    ],
 )
 def test_equal_attention_is_one_value_and_equal_draws_are_two(
     function: Callable[[Tensor], Tensor], op: str, count: int

@@ -14,6 +14,8 @@ bounded number of times, and learns from each how the two go together (`_search`
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
+from functools import cached_property
 
 from remat_pass.breakdown import GRADIENTS, break_down
 from remat_pass.errors import InfeasibleBudgetError
@@ -58,6 +60,17 @@ _RESORTS_APART = 1.03
 """By what factor the simulated peaks of two of them differ at least: near ones are nearly the same plan."""
 
 
+class Effort(IntEnum):
+    """How far the search for a plan within a budget goes."""
+
+    TRIALS = 0
+    """A few candidates are judged that should just fit."""
+    LOW_PEAKS = 1
+    """And those of low simulated peak."""
+    WITHOUT_TAGS = 2
+    """And the same of plans that do not follow the user's tags."""
+
+
 @dataclass(frozen=True, slots=True)
 class IncumbentPlan:
     """What is to be known of torch's own partition."""
@@ -68,6 +81,25 @@ class IncumbentPlan:
     """Of its graphs, in its order."""
     is_estimated: bool = False
     """Whether that is by simulation alone."""
+
+
+class Frontiers:
+    """Of one problem, each made when it is first asked for."""
+
+    def __init__(self, problem: RematProblem, incumbent: IncumbentPlan | None) -> None:
+        self._problem = problem
+        self._extra = () if incumbent is None else (incumbent.keep,)
+
+    @cached_property
+    def honouring(self) -> tuple[Candidate, ...]:
+        """With the user's tags."""
+        return frontier(self._problem, extra=self._extra)
+
+    @cached_property
+    def free(self) -> tuple[Candidate, ...]:
+        """Without them; nothing where there are none."""
+        tagged = any(v.wish for v in self._problem.values)
+        return frontier(self._problem, extra=self._extra, honour_wishes=False) if tagged else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +133,9 @@ def choose(
     incumbent: IncumbentPlan | None = None,
     judge: Judge | None = None,
     *,
-    is_last: bool = True,
+    effort: Effort = Effort.WITHOUT_TAGS,
     slack_permille: int = 0,
+    frontiers: Frontiers | None = None,
 ) -> Choice:
     """Pick the plan for a budget.
 
@@ -113,9 +146,9 @@ def choose(
         memory_budget: None, a fraction of the unconstrained peak (float), or bytes (int).
         incumbent: Torch's own partition; None where there is none.
         judge: Tells the real peak of a plan; None: the simulated one is believed.
-        is_last: Whether nothing else will be tried if no plan is found: then those of low peak are judged, too, and
-            tags give way.
+        effort: How far to go if no plan is found.
         slack_permille: Thousandths of what the budget allows that are kept free besides.
+        frontiers: Of the problem, if they may be at hand.
     """
     of_plan = judge or simulated_judge(problem)
 
@@ -125,10 +158,8 @@ def choose(
     def peak_of(candidate: Candidate) -> int:
         return judged(candidate).peak_bytes
 
-    extra = () if incumbent is None else (incumbent.keep,)
-    honouring = frontier(problem, extra=extra)
-    tagged = any(v.wish for v in problem.values)
-    free = frontier(problem, extra=extra, honour_wishes=False) if tagged else ()
+    frontiers = frontiers or Frontiers(problem, incumbent)
+    honouring, free = frontiers.honouring, frontiers.free
     unconstrained, is_incumbent = _without_budget(problem, honouring, incumbent, judged)
     without_budget = incumbent.judgement if incumbent and is_incumbent else judged(unconstrained)
     unconstrained_bytes = without_budget.peak_bytes
@@ -139,13 +170,14 @@ def choose(
     if budget_bytes is not None:
         limit = problem.without_margin(budget_bytes) * (1000 - slack_permille) // 1000
         if unconstrained_bytes > limit:
-            chosen = _search(honouring, limit, peak_of, known, is_last=is_last)
+            chosen = _search(honouring, limit, peak_of, known, effort)
         if chosen is None and memory_budget == 1.0 and isinstance(memory_budget, float):
             chosen = unconstrained  # the plan that defines the fraction 1.0 is not refused for its prediction error
-        if is_last:
-            chosen = chosen or _search(free, limit, peak_of, known, is_last=True)
-    if chosen is None and is_last:
-        candidate = _least((*_last_resorts(honouring), *_last_resorts(free)), peak_of)
+        if effort is Effort.WITHOUT_TAGS:
+            chosen = chosen or _search(free, limit, peak_of, known, effort)
+    if chosen is None and effort > Effort.TRIALS:
+        others = _last_resorts(free) if effort is Effort.WITHOUT_TAGS else ()
+        candidate = _least((*_last_resorts(honouring), *others), peak_of)
         least_bytes = peak_of(candidate)
     else:
         least = min((f[-1] for f in (honouring, free) if f), key=lambda c: c.peak_bytes)
@@ -203,20 +235,19 @@ def _search(
     limit: int,
     peak_of: Callable[[Candidate], int],
     known: Mapping[int, int],
-    *,
-    is_last: bool,
+    effort: Effort,
 ) -> Candidate | None:
     """The fastest candidate found whose judged peak is at most the limit, or None.
 
     Each trial aims at the simulated peak that should just fit, between those of the judged peaks next to the limit. The
-    candidates of low simulated peaks are the last resort, taken only where nothing else will be tried.
+    candidates of low simulated peaks are the last resort.
 
     Args:
         candidates: By falling simulated peak and rising time.
         limit: In bytes.
         peak_of: The judged peak of a candidate.
         known: Judged peaks, by simulated ones, to begin with.
-        is_last: Whether nothing else will be tried.
+        effort: Whether those are tried.
     """
     judged = dict(known)
     best: Candidate | None = None
@@ -231,7 +262,7 @@ def _search(
             best = candidate
         if peak == candidate.peak_bytes or limit * _CLOSE <= peak <= limit:
             break
-    resorts = _last_resorts(candidates) if is_last else []
+    resorts = _last_resorts(candidates) if effort > Effort.TRIALS else []
     for candidate in resorts:
         if best is None and candidate.peak_bytes * _CLOSE <= limit and peak_of(candidate) <= limit:
             best = candidate

@@ -18,6 +18,8 @@ from remat_pass.analysis import analyze
 from remat_pass.breakdown import break_down
 from remat_pass.choice import (
     Choice,
+    Effort,
+    Frontiers,
     IncumbentPlan,
     Judge,
     Judgement,
@@ -48,7 +50,8 @@ log = logging.getLogger(__name__)
 
 _REACH = ((16, True), (8, False), (0, False))
 """`RematProblem.calls_apart` and `delays_loops` of the orders that are planned, one after the other, until a plan fits.
-The first is about as far as Inductor itself fuses: the fewest launches and loads. The last takes the least memory."""
+The first is about as far as Inductor itself fuses: the fewest launches and loads. The last ones take less memory; which
+of them takes the least depends on the graph."""
 
 _SLACK_PERMILLE = 10
 """What is kept free of a budget where simulated peaks are believed: the real one may be so many thousandths above."""
@@ -175,7 +178,7 @@ def _believed(
 ) -> tuple[Choice, RematProblem] | None:
     """The plan for the budget in the first order that has one, by simulation; None where there is none."""
     for problem in ordered:
-        choice = choose(problem, memory_budget, rival, is_last=False, slack_permille=slack_permille)
+        choice = choose(problem, memory_budget, rival, effort=Effort.TRIALS, slack_permille=slack_permille)
         if choice.fits:
             return choice, problem
     return None
@@ -203,16 +206,32 @@ def _rival(
 def _chosen(
     orders: Sequence[tuple[RematProblem, Judge]], memory_budget: float | int | None, rival: IncumbentPlan | None
 ) -> tuple[Choice, RematProblem, Judge]:
-    """The plan for the budget in the first order that has one; in the last one those of low peak are judged, too."""
-    unconstrained: list[Judgement] = []
-    for problem, judge in orders:
-        choice = choose(problem, memory_budget, rival, judge, is_last=problem is orders[-1][0])
-        # A fraction is one of the peak in the first order.
-        unconstrained.append(choice.unconstrained)
-        memory_budget = choice.budget_bytes
-        if choice.fits:
-            break
-    return replace(choice, unconstrained=unconstrained[0]), problem, judge
+    """The plan for the budget in the first order that has one.
+
+    Where none has, plans of low peak are judged, too, beginning with the order that promises the least of all. The
+    user's tags give way after that.
+    """
+    frontiers = [Frontiers(problem, rival) for problem, _ in orders]
+    unconstrained: Judgement | None = None
+    promised = dict.fromkeys(range(len(orders)), 0)
+    for effort in Effort:
+        refused: dict[int, Choice] = {}
+        for k in sorted(promised, key=promised.__getitem__):
+            if any(choice.least_peak_bytes <= promised[k] for choice in refused.values()):
+                continue
+            problem, judge = orders[k]
+            choice = choose(problem, memory_budget, rival, judge, effort=effort, frontiers=frontiers[k])
+            # A fraction is one of the peak in the first order.
+            unconstrained = unconstrained or choice.unconstrained
+            memory_budget = choice.budget_bytes
+            if choice.fits:
+                return replace(choice, unconstrained=unconstrained), problem, judge
+            refused[k] = choice
+        if effort is Effort.TRIALS:
+            promised = {k: choice.least_peak_bytes for k, choice in refused.items()}
+    assert unconstrained is not None
+    k = min(refused, key=lambda k: refused[k].least_peak_bytes)
+    return replace(refused[k], unconstrained=unconstrained), *orders[k]
 
 
 def orders_of(problem: RematProblem, patches: dict[str, Any]) -> list[RematProblem]:

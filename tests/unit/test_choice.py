@@ -11,6 +11,7 @@ import pytest
 
 from remat_pass.choice import (
     Choice,
+    Effort,
     IncumbentPlan,
     Judgement,
     choose,
@@ -310,7 +311,7 @@ def test_where_something_else_will_be_tried_only_candidates_that_should_fit_are_
         judged.append(plan)
         return Judgement(100 * MIB, 0)
 
-    choice = choose(problem, points[-1].peak_bytes - 1, None, judge, is_last=False)
+    choice = choose(problem, points[-1].peak_bytes - 1, None, judge, effort=Effort.TRIALS)
     assert not choice.fits
     assert judged == [plan_of(problem, points[0].decisions)]  # the one without a budget
 
@@ -319,8 +320,8 @@ def test_tags_give_way_where_nothing_else_will_be_tried() -> None:
     problem = chain(6)
     tagged = replace(problem, values=tuple(replace(v, wish="save") if v.name == "f3" else v for v in problem.values))
     least = frontier(problem)[-1].peak_bytes
-    fits = [choose(tagged, least, is_last=is_last).fits for is_last in (False, True)]
-    assert fits == [False, True]
+    fits = [choose(tagged, least, effort=effort).fits for effort in Effort]
+    assert fits == [False, False, True]
 
 
 def test_a_judge_that_sees_more_than_the_simulation_is_believed() -> None:

@@ -55,7 +55,8 @@ def main() -> int:
 def page(meta: Meta, rows: Sequence[Row]) -> str:
     """The whole page as Markdown."""
     allocator = meta["allocators"][0]["name"]
-    parts = ["# Predictions under Inductor", "", markdown.source(meta), "", *_NOTES, "", "## Goals", ""]
+    parts = ["# Predictions under Inductor", "", markdown.source(meta), "", *_NOTES, _allocator(meta)]
+    parts += ["", "## Goals", ""]
     parts += markdown.goal_table(accuracy.goals(rows, allocator))
     for setting in dict.fromkeys(row.setting for row in rows):
         some = [row for row in rows if row.setting == setting]
@@ -74,6 +75,11 @@ _NOTES = (
 )
 
 
+def _allocator(meta: Meta) -> str:
+    first = meta["allocators"][0]
+    return f"Times are under the allocator *{first['name']}*: {first['title']}."
+
+
 def _setting_table(rows: Sequence[Row], allocator: str) -> list[str]:
     slow = {e.row.key: e for e in accuracy.slowdown_errors(rows, allocator)}
     compiled = {t.row.key: t for t in accuracy.compile_times(rows)}
@@ -84,7 +90,7 @@ def _setting_table(rows: Sequence[Row], allocator: str) -> list[str]:
         lines.append(
             (
                 row.point,
-                markdown.megabytes(plan["budget_bytes"]),
+                markdown.megabytes(plan["budget_bytes"]) + (" (refused)" if error.is_refused else ""),
                 markdown.megabytes(error.predicted_bytes),
                 markdown.megabytes(error.measured_bytes),
                 f"{error.error:+.2%}" + (" **above budget**" if error.exceeds_budget else ""),

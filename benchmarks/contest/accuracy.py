@@ -31,11 +31,16 @@ class PeakError:
         return (self.predicted_bytes - self.measured_bytes) / self.measured_bytes
 
     @property
+    def is_refused(self) -> bool:
+        """Whether no plan was found for the budget, and the one of least peak was taken."""
+        budget_bytes = _planned(self.row)["budget_bytes"]
+        return budget_bytes is not None and self.predicted_bytes > budget_bytes
+
+    @property
     def exceeds_budget(self) -> bool:
         """Whether a budget that the plan was said to fit was exceeded."""
         budget_bytes = _planned(self.row)["budget_bytes"]
-        fits = budget_bytes is not None and self.predicted_bytes <= budget_bytes
-        return fits and self.measured_bytes > budget_bytes
+        return budget_bytes is not None and not self.is_refused and self.measured_bytes > budget_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +132,9 @@ def goals(rows: Sequence[Row], allocator: str) -> list[Goal]:
             most = f"{worst.error:+.2%} ({worst.row.model}, {worst.row.point})"
             found.append(Goal("worst error of the peak <= 3%", where, most, max(sizes) <= 0.03))
             over = [e for e in errors if e.exceeds_budget]
-            found.append(Goal("never measured above budget", where, f"{len(over)} of {len(errors)}", not over))
+            refused = sum(e.is_refused for e in errors)
+            figure = f"{len(over)} of {len(errors) - refused}, {refused} refused as too small"
+            found.append(Goal("never measured above budget", where, figure, not over))
         pairs = without_budget(some)
         if pairs:
             model, ratio = max(((o.model, (o.peak_bytes or 0) / (a.peak_bytes or 1)) for o, a in pairs), key=_second)

@@ -114,21 +114,29 @@ def _why_slower(ours: Sequence[Point], theirs: Point, best: Point, noise: float)
     return f"{why}: our fastest point of all is at {100 * fastest.slowdown:+.1f}%"
 
 
+def activation_ratio(ours: Point, theirs: Point) -> float | None:
+    """Our activation peak over theirs; None if either is not known or nothing is left of theirs."""
+    mine, other = ours.row.activation_peak_bytes, theirs.row.activation_peak_bytes
+    return mine / other if mine is not None and other is not None and other > 0 else None
+
+
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """A model in three numbers; None where no point allows a comparison."""
+    """A model in a few numbers; None where no point allows a comparison."""
 
     time_at_equal_peak: float | None
     """Ours over the best other's, median over the others' points; below 1 is good."""
     peak_at_equal_time: float | None
     """Likewise: the smallest of ours that is as fast, over the smallest of theirs; below 1 is good."""
+    activations_at_equal_time: float | None
+    """Likewise, with the returned gradients taken off both."""
     area: float | None
     """Their curve minus ours, mean over the peaks that both can have, in percent of the anchor; above 0 is good."""
 
 
 def numbers(ours: Sequence[Point], others: Sequence[Point]) -> Numbers:
-    """The three numbers of our curve against the best of all others at each of their points."""
-    at_peak, at_time = [], []
+    """The numbers of our curve against the best of all others at each of their points."""
+    at_peak, at_time, activations = [], [], []
     for theirs in frontier(others):
         mine = fastest_within(ours, theirs.peak_bytes)
         if mine is not None:
@@ -136,11 +144,10 @@ def numbers(ours: Sequence[Point], others: Sequence[Point]) -> Numbers:
         small = smallest_within(ours, theirs.slowdown)
         if small is not None:
             at_time.append(small.peak_bytes / theirs.peak_bytes)
-    return Numbers(
-        statistics.median(at_peak) if at_peak else None,
-        statistics.median(at_time) if at_time else None,
-        area_between(ours, others),
-    )
+            activations.append(activation_ratio(small, theirs))
+    known = [ratio for ratio in activations if ratio is not None]
+    medians = (statistics.median(ratios) if ratios else None for ratios in (at_peak, at_time, known))
+    return Numbers(*medians, area_between(ours, others))
 
 
 def area_between(ours: Sequence[Point], others: Sequence[Point]) -> float | None:

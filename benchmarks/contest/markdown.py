@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.contest.curve import Comparison
+from benchmarks.contest.curve import Comparison, activation_ratio
 from benchmarks.contest.goals import Goal, goals
 from benchmarks.contest.results import MEASURED, WRONG, Meta, Row
-from benchmarks.contest.summary import Summary, activation_ratio, summaries
+from benchmarks.contest.summary import Summary, summaries
 
 _MET = {True: "met", False: "**not met**", None: "–"}
 
@@ -92,6 +92,7 @@ def _summary_table(found: Sequence[Summary]) -> list[str]:
         "at or below others' points",
         "time at equal peak",
         "peak at equal time",
+        "activations at equal time",
         "area between curves",
     )
     return table(headings, (_summary_cells(summary) for summary in found))
@@ -104,6 +105,7 @@ def _summary_cells(summary: Summary) -> tuple[str, ...]:
         f"{summary.at_or_below} of {len(summary.comparisons)}",
         _or_dash(numbers.time_at_equal_peak, "{:.3f}x"),
         _or_dash(numbers.peak_at_equal_time, "{:.3f}x"),
+        _or_dash(numbers.activations_at_equal_time, "{:.3f}x"),
         _or_dash(numbers.area, "{:+.1f} points"),
     )
 

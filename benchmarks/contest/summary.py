@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.contest import curve
-from benchmarks.contest.curve import Comparison, Numbers, Point
+from benchmarks.contest.curve import Comparison, Numbers
 from benchmarks.contest.results import MEASURED, Row
 from benchmarks.contest.tasks import ANCHOR, OURS, Setting
 
@@ -50,9 +50,3 @@ def _summary(setting: Setting, rows: Sequence[Row], allocator: str) -> Summary:
     numbers = curve.numbers(compiled, [p for p in others if p.row.through_inductor])
     anchor = next((row for row in rows if row.contestant == ANCHOR), None)
     return Summary(setting, tuple(rows), anchor, comparisons, numbers)
-
-
-def activation_ratio(ours: Point, theirs: Point) -> float | None:
-    """Our activation peak over theirs; None if either is not known or nothing is left of theirs."""
-    mine, other = ours.row.activation_peak_bytes, theirs.row.activation_peak_bytes
-    return mine / other if mine is not None and other is not None and other > 0 else None

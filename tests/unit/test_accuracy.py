@@ -49,6 +49,7 @@ ROWS = [
 def test_a_peak_above_its_budget_is_one_that_was_promised() -> None:
     errors = accuracy.peak_errors(ROWS)
     assert [e.exceeds_budget for e in errors] == [False, False, True, False]
+    assert [e.is_refused for e in errors] == [False, False, False, True]
     assert errors[2].error == pytest.approx(-20 / 410)
 
 

@@ -74,7 +74,8 @@ def running_positions(problem: RematProblem, program: Program, exists: np.ndarra
         begin = program.forward_end if p >= program.forward_end else 0
         farthest = max(farthest, begin)
         needed = [s for s in loaded[a:b] if s >= begin]
-        ready = max([begin, *[ready_at[s] for s in needed]])
+        # What waits at the end of its program is there by then.
+        ready = min(max([begin, *[ready_at[s] for s in needed]]), timetable.end_of(p))
         followed = [s for s, may in zip(loaded[a:b], follows[a:b], strict=True) if may and not is_scatter[s]]
         near = [kernel_of[s] for s in followed]
         shared = [loading[key] for key in storages[a:b] if key >= 0]
@@ -140,6 +141,10 @@ class _Timetable:
         self.kernel_of = [-1] * count
         self.members: dict[int, list[int]] = {}
 
+    def end_of(self, p: int) -> int:
+        """The last position of the program that p is in."""
+        return (self.program.forward_end if p < self.program.forward_end else len(self.runs_at)) - 1
+
     def join(self, p: int, kernel: int) -> None:
         """The loop at p is part of a kernel, or the first of a new one, its own."""
         self.kernel_of[p] = kernel
@@ -165,7 +170,7 @@ class _Timetable:
         for q in own:
             self.runs_at[q] = self.ready_at[q] = ready
         # They run one behind the other, up to the end of their program.
-        end = (self.program.forward_end if p < self.program.forward_end else len(self.runs_at)) - 1
+        end = self.end_of(p)
         waiting |= own
         for q in sorted(waiting - own):
             before = max((self.runs_at[r] for r in self.program.reads[q] if r in waiting), default=0)

@@ -1,6 +1,7 @@
 """A compilation believes simulated peaks, sees the real ones, and starts anew where one is too high."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -37,6 +38,42 @@ class Mlp(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
             x = x + functional.silu(layer(functional.layer_norm(x, (64,)))).sin()
+        return x.square().mean()
+
+
+class Convolutions(nn.Module):
+    """Laid out anew by Inductor, with scratch of their own, normalised, concatenated and pooled; 1 MiB each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        widths = (64, 16, 16, 32, 16)
+        self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(widths))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths[1:])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.view(4, 64, 32, 32)
+        early = None
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = functional.relu(norm(convolution(x)))
+            early, x = x, x if early is None or early.shape != x.shape else torch.cat([early, x], 1)[:, 8:24]
+        return functional.max_pool2d(x, 2).square().mean()
+
+
+class Mixed(nn.Module):
+    """Attention, a reduction, concatenations, and views that copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(64, 192) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            q, k, v = layer(functional.rms_norm(x, (64,))).view(16, 256, 3, 4, 16).permute(2, 0, 3, 1, 4)
+            turned = torch.cat([-q[..., 8:], q[..., :8]], -1)
+            mixed = functional.scaled_dot_product_attention(turned, k, v.softmax(-1), is_causal=True)
+            x = x + mixed.transpose(1, 2).reshape(4096, 64).tanh()
         return x.square().mean()
 
 
@@ -85,10 +122,22 @@ def fail(*args: Any) -> Any:
 
 
 def assert_trained_like_eager(module: nn.Module) -> None:
-    eager = Mlp()
+    eager = type(module)()
     eager(torch.randn(4096, 64, generator=torch.Generator().manual_seed(0))).backward()
     for ours, theirs in zip(module.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("model", [Convolutions, Mixed])
+def test_what_is_predicted_is_measured(model: type[nn.Module]) -> None:
+    """Of all kinds of ops: without a budget, and where one makes parts run again."""
+    _, _, free = train(None, model())
+    module, _, bounded = train(int(0.7 * free), model())
+    without, within = remat_pass.reports()
+    assert without.predicted_peak_bytes == pytest.approx(free, rel=0.01)
+    assert within.predicted_peak_bytes == pytest.approx(bounded, rel=0.01)
+    assert within.origin == "planner" and bounded <= 0.7 * free
+    assert_trained_like_eager(module)
 
 
 def test_nothing_is_asked_beforehand_and_the_report_has_what_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:

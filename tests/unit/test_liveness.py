@@ -413,6 +413,25 @@ def test_a_kernel_does_not_wait_for_what_is_made_of_it() -> None:
     assert alive(problem(delays_loops=True), "") == alive(problem(), "")
 
 
+def test_what_waits_for_the_last_step_runs_with_it() -> None:
+    """The call waits with the kernel that it reads, up to the end, and another kernel waits for the call."""
+    draft = Draft()
+    draft.input("x")
+    draft.op("mm", "x", mib=4)
+    draft.op("also", "x", mib=2)
+    draft.op("waits", "also", mib=2, kind=Kind.REDUCTION)
+    draft.op("early", "mm", mib=4, kind=Kind.REDUCTION)
+    draft.op("call", "early", mib=2)
+    draft.op("between", "x", mib=4)
+    draft.op("late", "mm between", mib=4, kind=Kind.REDUCTION)
+    draft.op("out", "also call waits", mib=2, kind=Kind.REDUCTION)
+    draft.tangent("t")
+    draft.backward("g", "t")
+    problem = draft.build(outputs="out late", gradients="g", fuses=True, delays_loops=True)
+    #                             mm also - - - between early+late call+waits+out t g
+    assert alive(problem, "") == [4, 6, 6, 6, 6, 10, 14, 14, 1, 2]
+
+
 def test_kernels_wait_over_few_library_calls_only() -> None:
     assert alive(needs_a_call(delays_loops=True, calls_apart=1), "") == alive(needs_a_call(), "")
 

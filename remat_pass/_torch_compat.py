@@ -150,9 +150,11 @@ def float32_precision(*, convolves: bool) -> str:
 
 
 def speed_settings() -> str:
-    """What the speed of kernels depends on besides the device (2.13, 2.14)."""
-    products, convolutions = (float32_precision(convolves=convolves) for convolves in (False, True))
-    return f"{torch.get_num_threads()} threads, float32 products {products}, convolutions {convolutions}"
+    """What else the speed of kernels depends on: threads, and to what float32 may be rounded (2.13, 2.14)."""
+    backends: Any = torch.backends
+    precisions = [float32_precision(convolves=convolves) for convolves in (False, True)]
+    precisions += [backends.mkldnn.matmul.fp32_precision, backends.mkldnn.conv.fp32_precision]
+    return f"{torch.get_num_threads()} threads, float32 {' '.join(precisions)}"
 
 
 def apply_user_tags(module: fx.GraphModule) -> None:

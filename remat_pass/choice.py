@@ -50,7 +50,7 @@ is judged is no more certain than that: plans judged up to 3% better were 25% sl
 Inductor's reuse of buffers, which is on without a budget and not foreseen)."""
 
 _MAX_TRIALS = 4
-_CLOSE = 0.98
+CLOSE = 0.98
 """A judged peak of this share of the limit makes the most of it: the next trial would gain little. Nor is it below this
 share of the simulated one."""
 _LAST_RESORTS = 7
@@ -100,6 +100,11 @@ class Frontiers:
         """Without them; nothing where there are none."""
         tagged = any(v.wish for v in self._problem.values)
         return frontier(self._problem, extra=self._extra, honour_wishes=False) if tagged else ()
+
+    def least(self, effort: Effort) -> Candidate:
+        """The one of least simulated peak that is looked at."""
+        ends = [self.honouring[-1], *(self.free[-1:] if effort is Effort.WITHOUT_TAGS else ())]
+        return min(ends, key=lambda c: c.peak_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +164,7 @@ def choose(
         return judged(candidate).peak_bytes
 
     frontiers = frontiers or Frontiers(problem, incumbent)
-    honouring, free = frontiers.honouring, frontiers.free
+    honouring = frontiers.honouring
     unconstrained, is_incumbent = _without_budget(problem, honouring, incumbent, judged)
     without_budget = incumbent.judgement if incumbent and is_incumbent else judged(unconstrained)
     unconstrained_bytes = without_budget.peak_bytes
@@ -174,13 +179,13 @@ def choose(
         if chosen is None and memory_budget == 1.0 and isinstance(memory_budget, float):
             chosen = unconstrained  # the plan that defines the fraction 1.0 is not refused for its prediction error
         if effort is Effort.WITHOUT_TAGS:
-            chosen = chosen or _search(free, limit, peak_of, known, effort)
+            chosen = chosen or _search(frontiers.free, limit, peak_of, known, effort)
     if chosen is None and effort > Effort.TRIALS:
-        others = _last_resorts(free) if effort is Effort.WITHOUT_TAGS else ()
+        others = _last_resorts(frontiers.free) if effort is Effort.WITHOUT_TAGS else ()
         candidate = _least((*_last_resorts(honouring), *others), peak_of)
         least_bytes = peak_of(candidate)
     else:
-        least = min((f[-1] for f in (honouring, free) if f), key=lambda c: c.peak_bytes)
+        least = frontiers.least(Effort.WITHOUT_TAGS if chosen else effort)
         candidate, least_bytes = chosen or least, least.peak_bytes
         if chosen is not None:
             chosen_bytes = unconstrained_bytes if chosen is unconstrained else peak_of(chosen)
@@ -247,7 +252,7 @@ def _search(
         limit: In bytes.
         peak_of: The judged peak of a candidate.
         known: Judged peaks, by simulated ones, to begin with.
-        effort: Whether those are tried.
+        effort: From `LOW_PEAKS` on those are tried.
     """
     judged = dict(known)
     best: Candidate | None = None
@@ -260,11 +265,11 @@ def _search(
         peak = judged[candidate.peak_bytes] = peak_of(candidate)
         if peak <= limit and (best is None or candidate.recompute_ns < best.recompute_ns):
             best = candidate
-        if peak == candidate.peak_bytes or limit * _CLOSE <= peak <= limit:
+        if peak == candidate.peak_bytes or limit * CLOSE <= peak <= limit:
             break
     resorts = _last_resorts(candidates) if effort > Effort.TRIALS else []
     for candidate in resorts:
-        if best is None and candidate.peak_bytes * _CLOSE <= limit and peak_of(candidate) <= limit:
+        if best is None and candidate.peak_bytes * CLOSE <= limit and peak_of(candidate) <= limit:
             best = candidate
     if best is None and resorts:
         # What would be named as the least reachable peak is accepted.
@@ -277,7 +282,7 @@ def _least(candidates: Sequence[Candidate], peak_of: Callable[[Candidate], int])
     """The one of least judged peak. What is simulated to need more than another one really does is not judged."""
     least: Candidate | None = None
     for candidate in sorted(candidates, key=lambda c: c.peak_bytes):
-        if least is None or (candidate.peak_bytes * _CLOSE < peak_of(least) and peak_of(candidate) < peak_of(least)):
+        if least is None or (candidate.peak_bytes * CLOSE < peak_of(least) and peak_of(candidate) < peak_of(least)):
             least = candidate
     assert least is not None
     return least

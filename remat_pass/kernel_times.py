@@ -1,9 +1,9 @@
 """How long kernels take on this machine: `cost_model="measured"`.
 
-An op is timed on dummy data, and kept on disk (`kept_times`) by op, shapes, strides, dtypes, device and thread count,
-so that a second process plans with the same times. What Inductor generates itself is not there to be timed before there
-is a plan: its loops are priced by the bytes they move, at the bandwidth that is measured here, and slow arithmetic at
-the constants of `costs`, for a processor as much faster as its products are.
+An op is timed on dummy data, and kept on disk (`kept_times`) by op, shapes, strides, dtypes, device and settings of
+speed, so that a second process plans with the same times. What Inductor generates itself is not there to be timed
+before there is a plan: its loops are priced by the bytes they move, at the bandwidth that is measured here, and slow
+arithmetic at the constants of `costs`, for a processor as much faster as its products are.
 
 Fresh memory is not a kernel's own time. The C library maps large blocks anew for every run, and each first touch of a
 page is a fault; a kernel that writes 64 MiB seems to take twice as long. A caching allocator, and a training step that

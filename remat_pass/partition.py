@@ -17,6 +17,7 @@ from remat_pass import _torch_compat
 from remat_pass.analysis import analyze
 from remat_pass.breakdown import break_down
 from remat_pass.choice import (
+    CLOSE,
     Choice,
     Effort,
     Frontiers,
@@ -132,8 +133,8 @@ def partition(
             for p in ordered
         ]
         choice, problem, judge = _chosen(orders, options.memory_budget, rival)
-        if incumbent and choice.unconstrained_is_estimated and not choice.fits:
-            # It may fit after all, and the error says what share of its peak is enough.
+        if incumbent and choice.unconstrained_is_estimated and (choice.is_incumbent or not choice.fits):
+            # Whether it fits is not for an estimate to say, nor what share of its peak is enough.
             rival = IncumbentPlan(incumbent.keep, judge_incumbent())
             choice, problem, judge = _chosen(orders, options.memory_budget, rival)
         if options.plan:
@@ -212,14 +213,17 @@ def _chosen(
     user's tags give way after that.
     """
     frontiers = [Frontiers(problem, rival) for problem, _ in orders]
+    efforts = [e for e in Effort if e is not Effort.WITHOUT_TAGS or any(v.wish for v in orders[0][0].values)]
     unconstrained: Judgement | None = None
-    promised = dict.fromkeys(range(len(orders)), 0)
-    for effort in Effort:
+    for effort in efforts:
+        promised = {k: f.least(effort).peak_bytes if effort else 0 for k, f in enumerate(frontiers)}
         refused: dict[int, Choice] = {}
         for k in sorted(promised, key=promised.__getitem__):
-            if any(choice.least_peak_bytes <= promised[k] for choice in refused.values()):
-                continue
             problem, judge = orders[k]
+            # A judged peak may be a little below the simulated one.
+            promised_bytes = problem.with_margin(int(promised[k] * CLOSE))
+            if any(choice.least_peak_bytes <= promised_bytes for choice in refused.values()):
+                continue
             choice = choose(problem, memory_budget, rival, judge, effort=effort, frontiers=frontiers[k])
             # A fraction is one of the peak in the first order.
             unconstrained = unconstrained or choice.unconstrained
@@ -227,8 +231,6 @@ def _chosen(
             if choice.fits:
                 return replace(choice, unconstrained=unconstrained), problem, judge
             refused[k] = choice
-        if effort is Effort.TRIALS:
-            promised = {k: choice.least_peak_bytes for k, choice in refused.items()}
     assert unconstrained is not None
     k = min(refused, key=lambda k: refused[k].least_peak_bytes)
     return replace(refused[k], unconstrained=unconstrained), *orders[k]

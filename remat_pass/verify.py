@@ -140,18 +140,22 @@ def _prove_computed(node: fx.Node, proof: _Proof) -> None:
 
 
 def _find(node: fx.Node, target: Any, args: list[Any], kwargs: dict[str, Any], drawn_from: Any, proof: _Proof) -> int:
-    """The value that the node is: the one it claims to be, and whose state it draws with where one is carried."""
-    claim = proof.claimed.get(node.name)
-    if claim is None:
-        _fail(f"node {node.format_node()} computes no value of the joint graph")
-    if isinstance(drawn_from, fx.Node) and proof.proved.get(drawn_from, _Is(claim)).value != claim:
-        _fail(f"node {node.name} draws with the state of another value")
-    original = proof.joint.nodes[claim]
+    """The value that the node is, by its claim, or, renamed by torch, by what it computes."""
+    if node.name in proof.claimed:
+        claims = [proof.claimed[node.name]]
+    else:
+        taken = {identity.value for identity in proof.proved.values()}
+        claims = [i for i, n in enumerate(proof.joint.nodes) if n.target == target and i not in taken]
     mine = _resolve((args, kwargs), lambda n: _as_argument(n, proof))
-    theirs = _resolve((list(original.args), dict(original.kwargs)), proof.joint.position.__getitem__)
-    if original.target != target or mine != theirs:
-        _fail(f"node {node.format_node()} does not compute {original.format_node()}")
-    return claim
+    for claim in claims:
+        original = proof.joint.nodes[claim]
+        theirs = _resolve((list(original.args), dict(original.kwargs)), proof.joint.position.__getitem__)
+        if original.target == target and mine == theirs:
+            if isinstance(drawn_from, fx.Node) and proof.proved.get(drawn_from, _Is(claim)).value != claim:
+                _fail(f"node {node.name} draws with the state of another value")
+            return claim
+    wanted = proof.joint.nodes[claims[0]] if claims else "no value of the joint graph"
+    _fail(f"node {node.format_node()} does not compute {wanted if isinstance(wanted, str) else wanted.format_node()}")
 
 
 def _as_argument(node: fx.Node, proof: _Proof) -> object:

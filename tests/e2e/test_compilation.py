@@ -11,7 +11,7 @@ from torch._inductor.utils import fresh_cache
 from torch.nn import functional
 
 import remat_pass
-from remat_pass import _torch_compat, inductor_peak, lower
+from remat_pass import _torch_compat, inductor_peak, lower, partition
 from remat_pass.partition import Partitioned
 
 BUDGET = 9 * 2**20
@@ -192,6 +192,16 @@ def test_without_a_budget_inductor_is_asked_where_it_takes_more_than_op_by_op(mo
     assert report.origin == "torch" and not report.unconstrained_is_estimated
     assert peak == pytest.approx(report.predicted_peak_bytes - 2**24, rel=0.01)
     assert_trained_like_eager(module)
+
+
+def test_an_estimate_alone_does_not_say_that_torchs_own_partition_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not kept free of any slack, and no witness follows it."""
+    told = Told(monkeypatch)
+    monkeypatch.setattr(partition, "_believed", lambda *args: None)
+    _, _, peak = train(2**24)
+    (report,) = remat_pass.reports()
+    assert (report.origin, report.unconstrained_is_estimated, told.asked) == ("torch", False, 2)
+    assert peak == pytest.approx(report.predicted_peak_bytes, rel=0.01)
 
 
 def test_graphs_from_inductors_cache_are_asked_about_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 Without a budget the incumbent, torch's own partition, stays, unless it needs more memory than the model would run op by
 op, and a plan is clearly better: the fastest whose peak is not above its own, or not above that of what it saves in our
-order. It may be a little slower where the model has checkpoints inside. There is no incumbent under eager lowering:
+order. It may be a little slower where the model has checkpoints inside. If the incumbent's gradients may be wrong, the
+fastest plan found that takes no more memory replaces it. There is no incumbent under eager lowering:
 nothing is recomputed then. With a budget the fastest plan wins whose peak, prediction error included, fits. What the
 user's checkpointing asks for binds both, and gives way only to a budget that cannot be met with it.
 
@@ -81,6 +82,8 @@ class IncumbentPlan:
     """Of its graphs, in its order."""
     is_estimated: bool = False
     """Whether that is by simulation alone."""
+    is_wrong: bool = False
+    """Whether its gradients may be wrong: a plan of ours then takes its place, and no more memory."""
 
 
 class Frontiers:
@@ -320,6 +323,8 @@ def _without_budget(
     if incumbent is None:
         return candidates[0], False
     limit = incumbent.judgement
+    if incumbent.is_wrong:
+        return _no_larger(candidates, limit.peak_bytes, judged), False
     reordered = evaluate(problem, Proposal(incumbent.keep)).candidate
     if incumbent.is_estimated or limit.peak_bytes <= op_by_op_peak(problem):
         return reordered, True
@@ -335,6 +340,15 @@ def _without_budget(
         if no_worse and is_clear and (better is None or (found.step_ns, found.peak_bytes) < better[:2]):
             better = found.step_ns, found.peak_bytes, rival
     return (reordered, True) if better is None else (better[2], False)
+
+
+def _no_larger(candidates: tuple[Candidate, ...], limit: int, judged: Callable[[Candidate], Judgement]) -> Candidate:
+    """The fastest candidate found that takes at most so many bytes; the fastest of all where none is."""
+    fastest = candidates[0]
+    known = {fastest.peak_bytes: judged(fastest).peak_bytes}
+    if known[fastest.peak_bytes] <= limit:
+        return fastest
+    return _search(candidates, limit, lambda c: judged(c).peak_bytes, known, Effort.TRIALS) or fastest
 
 
 def op_by_op_peak(problem: RematProblem) -> int:

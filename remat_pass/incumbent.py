@@ -1,9 +1,10 @@
 """What `backend="inductor"` would do: torch's own partition of the same joint graph.
 
 It is always a candidate, so that a user who names no budget is never worse off than with Inductor alone. The exception
-is a partition that is wrong. Torch 2.13 and 2.14 may run a value again that reads a buffer which forward has
-overwritten since, and gradients then depend on the new contents; on CUDA they may draw a mask again, and it differs.
-What `as_strided` reads in backward may have other strides than it trusts.
+is a partition that is wrong, in whose place a plan of ours is to take no more memory. Torch 2.13 and 2.14 may run a
+value again that reads a buffer which forward has overwritten since, and gradients then depend on the new contents; on
+CUDA they may draw a mask again, and it differs. What `as_strided` reads in backward may have other strides than it
+trusts.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ class Incumbent:
 
     graphs: Rewritten
     keep: frozenset[int]
+    is_wrong: bool
+    """Whether its gradients may be wrong: then it is only what our own plan is compared with."""
 
     def plan(self, problem: RematProblem) -> RematPlan:
         """What the graphs run, in the order that Inductor makes of theirs: products where they are added to something.
@@ -47,8 +50,8 @@ class Incumbent:
         return RematPlan(tuple(run(v, {}) for v in forward), tuple(run(v, copies) for v in backward))
 
 
-def torch_partition(joint: JointGraph, problem: RematProblem, inputs: Any) -> Incumbent | None:
-    """Partition a copy of the joint graph the way torch does; None if the gradients would be wrong."""
+def torch_partition(joint: JointGraph, problem: RematProblem, inputs: Any) -> Incumbent:
+    """Partition a copy of the joint graph the way torch does."""
     forward, backward = _torch_compat.partition_like_torch(
         _torch_compat.copy_graph_module(joint.module),
         inputs,
@@ -57,11 +60,10 @@ def torch_partition(joint: JointGraph, problem: RematProblem, inputs: Any) -> In
     )
     values = (_values(module, joint, problem) for module in (forward, backward))
     graphs = Rewritten(forward, backward, *values)
-    if _is_wrong(graphs, problem):
-        return None
     taken = (node.name for node in backward.graph.find_nodes(op="placeholder"))
     saved = (problem.index[name] for name in taken if name in problem.index)
-    return Incumbent(graphs, frozenset(i for i in saved if not problem.values[i].needs_tangent))
+    keep = frozenset(i for i in saved if not problem.values[i].needs_tangent)
+    return Incumbent(graphs, keep, _is_wrong(graphs, problem))
 
 
 def _is_wrong(graphs: Rewritten, problem: RematProblem) -> bool:

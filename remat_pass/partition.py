@@ -110,7 +110,8 @@ def partition(
     rates = rates_of(main_device_type(joint.nodes), options.cost_model)
     patches = inductor_patches(options, checkpoints=bool(captured.wishes))
     judging = Stopwatch()
-    incumbent = torch_partition(captured, problem, inputs) if fuses else None
+    found = torch_partition(captured, problem, inputs) if fuses else None
+    incumbent = None if found is None or found.is_wrong else found
     ordered = orders_of(problem, patches)
     trusts = trusts and _may_be_trusted(joint, problem, options, patches)
     rival = None
@@ -122,8 +123,13 @@ def partition(
         rival = _rival(incumbent, estimate, options.memory_budget, judge_incumbent, trusts=trusts)
         # Above that a plan of ours may replace it, and which is better is not believed.
         trusts = trusts and rival.judgement.peak_bytes <= op_by_op
+    elif found and not isinstance(options.memory_budget, int):
+        judgement = judging.timed(partial(judge_graphs, joint, found.graphs, problem, rates, patches))()
+        rival = IncumbentPlan(found.keep, judgement, is_wrong=True)
     slack_permille = _SLACK_PERMILLE + excess_permille
-    settled = _believed(ordered, options.memory_budget, rival, slack_permille) if rival and trusts else None
+    settled = None
+    if incumbent and rival and trusts:
+        settled = _believed(ordered, options.memory_budget, rival, slack_permille)
     if settled:
         choice, problem = settled
         plan = plan_of(problem, choice.candidate.decisions)

@@ -26,14 +26,15 @@ from tests.support.models import floats
 
 
 def partitioned(module: nn.Module, x: Tensor) -> tuple[Incumbent | None, RematProblem]:
-    """Torch's partition of the joint graph of one step, without lowering it, and the problem."""
+    """Torch's partition of the joint graph of one step, None if it is wrong, without lowering it, and the problem."""
     found: list[tuple[Incumbent | None, RematProblem]] = []
 
     def partition(joint_module: fx.GraphModule, inputs: Any, *, num_fwd_outputs: int, **more: Any) -> Any:
         static = more.get("static_lifetime_input_indices")
         joint = capture(joint_module, forward_count=num_fwd_outputs, static_indices=static)
         joint, problem, _ = analyze(joint, fuses=True, cost_model="roofline")
-        found.append((torch_partition(joint, problem, inputs), problem))
+        incumbent = torch_partition(joint, problem, inputs)
+        found.append((None if incumbent.is_wrong else incumbent, problem))
         return _torch_compat.partition_like_torch(
             joint_module, inputs, forward_count=num_fwd_outputs, static_indices=static or []
         )

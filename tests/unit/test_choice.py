@@ -190,6 +190,15 @@ def test_a_rival_that_needs_more_memory_does_not_replace_the_incumbent() -> None
     assert (choice.is_incumbent, choice.candidate.recompute_ns, peak_mib(choice)) == (True, 40 * US, 10)
 
 
+@pytest.mark.parametrize(("mib", "peak"), [(20, 14), (14, 14), (13, 10), (1, 14)])
+def test_in_place_of_a_wrong_incumbent_the_fastest_plan_takes_no_more_memory(mib: int, peak: int) -> None:
+    """Where there is none, it is the fastest of all."""
+    problem = two_layers()
+    rival = replace(incumbent(problem, "a1 r1 a2", mib), is_wrong=True)
+    choice = choose(problem, None, rival)
+    assert (choice.is_incumbent, peak_mib(choice), choice.unconstrained_peak_bytes) == (False, peak, peak * MIB)
+
+
 @pytest.mark.parametrize(("slower", "replaced"), [(0.01, True), (0.03, False)])
 def test_where_the_model_has_checkpoints_a_rival_of_less_memory_may_be_a_little_slower(
     slower: float, replaced: bool

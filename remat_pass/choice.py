@@ -343,12 +343,13 @@ def _without_budget(
 
 
 def _no_larger(candidates: tuple[Candidate, ...], limit: int, judged: Callable[[Candidate], Judgement]) -> Candidate:
-    """The fastest candidate found that takes at most so many bytes; the fastest of all where none is."""
+    """The fastest candidate where it takes at most so many bytes, or else one that clearly does, if one is found."""
     fastest = candidates[0]
     known = {fastest.peak_bytes: judged(fastest).peak_bytes}
     if known[fastest.peak_bytes] <= limit:
         return fastest
-    return _search(candidates, limit, lambda c: judged(c).peak_bytes, known, Effort.TRIALS) or fastest
+    clear = int(limit * (1 - _CLEAR))
+    return _search(candidates, clear, lambda c: judged(c).peak_bytes, known, Effort.TRIALS) or fastest
 
 
 def op_by_op_peak(problem: RematProblem) -> int:

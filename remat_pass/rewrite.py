@@ -64,7 +64,9 @@ def rewrite(joint: JointGraph, problem: RematProblem, plan: RematPlan) -> Rewrit
     _drop_unplanned(forward, {nodes[s.value, s.copy].name for s in plan.forward})
     _drop_unplanned(backward, {nodes[s.value, s.copy].name for s in plan.backward})
     redrawn = _redrawn(problem, plan)
+    drawn: tuple[list[int], list[int]] = ([], [])
     if redrawn:
+        drawn = _draws(forward, names, redrawn), _draws(backward, names, redrawn)
         _take_forward_names(backward, {nodes[v, 1].name: nodes[v, 0].name for v in redrawn})
         forward, backward = _torch_compat.carry_rng_states(expanded, forward, backward, symbol_count)
     forward, backward = _torch_compat.thread_rng_from_higher_order_ops(
@@ -72,8 +74,8 @@ def rewrite(joint: JointGraph, problem: RematProblem, plan: RematPlan) -> Rewrit
     )
     for module in (forward, backward):
         _torch_compat.set_calls_apart(module, problem.calls_apart, delays_loops=problem.delays_loops)
-    drawn = [[step.value for step in steps if step.value in redrawn] for steps in (plan.forward, plan.backward)]
-    return Rewritten(forward, backward, _claims(forward, names, drawn[0]), _claims(backward, names, drawn[1]))
+    claims = (_claims(m, names, d, joint) for m, d in ((forward, drawn[0]), (backward, drawn[1])))
+    return Rewritten(forward, backward, *claims)
 
 
 def _expand(joint: JointGraph, problem: RematProblem, plan: RematPlan) -> tuple[fx.GraphModule, dict[CopyId, fx.Node]]:
@@ -153,8 +155,21 @@ def _computed(module: fx.GraphModule, values: dict[str, int]) -> dict[str, int]:
     return {n.name: values[n.name] for n in module.graph.nodes if n.op == "call_function" and n.name in values}
 
 
-def _claims(module: fx.GraphModule, names: dict[str, int], drawn: list[int]) -> dict[str, int]:
-    """Nodes keep their names, but for draws with a carried state: those are wrapped where the plan has them."""
-    wrappers = (n for n in module.graph.nodes if n.target in _torch_compat.RNG_WRAPPERS.values())
-    named = {node.name: names[node.name] for node in module.graph.nodes if node.name in names}
-    return named | {wrapper.name: value for wrapper, value in zip(wrappers, drawn, strict=False)}
+def _draws(module: fx.GraphModule, names: dict[str, int], redrawn: list[int]) -> list[int]:
+    """The random values that a graph computes and the other one, too, in its order."""
+    nodes = (node for node in module.graph.nodes if node.op == "call_function")
+    return [names[node.name] for node in nodes if names.get(node.name) in redrawn]
+
+
+def _claims(module: fx.GraphModule, names: dict[str, int], drawn: list[int], joint: JointGraph) -> dict[str, int]:
+    """Nodes keep their names, but for draws with a carried state: those are wrapped where they stood."""
+    claims = {node.name: names[node.name] for node in module.graph.nodes if node.name in names}
+    left = list(drawn)
+    for node in module.graph.nodes:
+        if node.target in _torch_compat.RNG_WRAPPERS.values():
+            target = _torch_compat.wrapped_op(node)[0]
+            value = next((v for v in left if joint.nodes[v].target == target), None)
+            if value is not None:
+                left.remove(value)
+                claims[node.name] = value
+    return claims

@@ -368,9 +368,9 @@ def op_by_op_peak(problem: RematProblem) -> int:
     return evaluate(replace(problem, fuses=False), Proposal(keep)).candidate.peak_bytes
 
 
-def replaceable_above(problem: RematProblem) -> int:
+def replaceable_above(op_by_op_bytes: int) -> int:
     """The peak of torch's own partition above which a plan that takes no more than op by op is clearly better."""
-    return int(op_by_op_peak(problem) / (1 - _CLEAR))
+    return int(op_by_op_bytes / (1 - _CLEAR))
 
 
 def _in_bytes(memory_budget: float | int | None, unconstrained_bytes: int) -> int | None:

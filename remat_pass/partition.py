@@ -114,10 +114,10 @@ def partition(
     incumbent = None if found is None or found.is_wrong else found
     ordered = orders_of(problem, patches)
     trusts = trusts and _may_be_trusted(joint, problem, options, patches)
+    op_by_op = op_by_op_peak(problem) if trusts else 0
     rival = None
     if incumbent:
         estimate = simulated_judge(ordered[0])(incumbent.plan(problem))
-        op_by_op = op_by_op_peak(problem) if trusts else 0
         trusts = trusts and estimate.peak_bytes * (1000 + excess_permille) <= op_by_op * 1000
         judge_incumbent = judging.timed(partial(judge_graphs, joint, incumbent.graphs, problem, rates, patches))
         rival = _rival(incumbent, estimate, options.memory_budget, judge_incumbent, trusts=trusts)
@@ -163,7 +163,7 @@ def partition(
     if settled:
         # At the fraction 1.0 the peak of torch's own partition is accepted as it is.
         budget_bytes = choice.budget_bytes
-        accepted = replaceable_above(problem) if budget_bytes is None else problem.without_margin(budget_bytes)
+        accepted = replaceable_above(op_by_op) if budget_bytes is None else problem.without_margin(budget_bytes)
         limit = max(accepted, predicted.peak_bytes)
         # Inductor works on the graphs that it is given.
         witness = Witness(joint, graphs.copy(), problem, rates, patches, limit, predicted.peak_bytes)

@@ -719,6 +719,8 @@ class InductorSchedule:
     is_call: tuple[bool, ...]
     """Whether the kernel is a call of a library or made from a template for one. Neither: a place to concatenate in, a
     part of what a call returned."""
+    is_template: tuple[bool, ...]
+    """Whether it is made from a template, which takes no memory but its buffers."""
     is_update: tuple[bool, ...]
     """Whether it is a call that writes its result over a tensor that it is given."""
     call_layouts: tuple[tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], ...]
@@ -735,7 +737,7 @@ class InductorSchedule:
     size is no number."""
 
 
-_EMPTY_SCHEDULE = InductorSchedule((), (), (), (), (), (), (), {}, (), ())
+_EMPTY_SCHEDULE = InductorSchedule((), (), (), (), (), (), (), (), {}, (), ())
 
 
 class _ScheduleIsKnown(Exception):
@@ -810,6 +812,7 @@ def _read_schedule(
             any(_is_library_call(part) or part.is_template() for k in of for part in nodes[k].get_nodes())
             for of in members
         ),
+        is_template=tuple(any(nodes[k].is_template() for k in of) for of in members),
         is_update=tuple(any(_is_update(part) for k in of for part in nodes[k].get_nodes()) for of in members),
         call_layouts=tuple(
             tuple(layout for k in of for part in nodes[k].get_nodes() for layout in _call_layouts(part))

@@ -301,7 +301,8 @@ def _scratch(
             allocated[b.first_kernel] += b.size_bytes
     scratch = []
     for k, names in enumerate(schedule.kernels):
-        called = [values[n] for n in names if n in values] if schedule.is_call[k] else []
+        is_library_call = schedule.is_call[k] and not schedule.is_template[k]
+        called = [values[n] for n in names if n in values] if is_library_call else []
         called = [v for v in called if problem.values[v].kind in (Kind.EXTERN, Kind.RANDOM)]
         needs = [_needed_bytes(joint.nodes[v], problem.values[v], schedule.call_layouts[k]) for v in called]
         if schedule.is_update[k]:

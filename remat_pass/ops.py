@@ -221,11 +221,20 @@ def why_not_recompute(node: fx.Node, *, is_checkpointed: bool) -> str | None:
         return "has a side effect: running it twice would repeat it"
     if is_checkpointed:
         return None
-    if isinstance(node.target, torch._ops.HigherOrderOperator):
+    if isinstance(node.target, torch._ops.HigherOrderOperator) and not _repeats_its_bodies(node):
         return "a higher-order op: its body is not known to be repeatable"
     if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in ("aten", "prims", "inductor"):
         return "a custom op: not known to be repeatable"
     return None
+
+
+def _repeats_its_bodies(node: fx.Node) -> bool:
+    """Whether it is attention with functions of the user's in it, all of them made of ops that may run again."""
+    if node.target is not torch.ops.higher_order.flex_attention:
+        return False
+    held = [getattr(node.graph.owning_module, str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"]
+    inner = [n for body in held if isinstance(body, fx.GraphModule) for n in body.graph.nodes]
+    return not any(_torch_compat.is_random(n) or why_not_recompute(n, is_checkpointed=False) for n in inner)
 
 
 def _mutates(node: fx.Node) -> bool:

@@ -13,6 +13,7 @@ def schedule(count: int, *buffers: ScheduledBuffer, overwritten: dict[str, str] 
         kernels=((),) * count,
         is_loop=(True,) * count,
         is_call=(False,) * count,
+        is_template=(False,) * count,
         is_update=(False,) * count,
         call_layouts=((),) * count,
         moved_bytes=(0,) * count,

@@ -48,9 +48,10 @@ class Run:
     command: str
 
     def settings(self) -> list[Setting]:
-        """In the order in which they run: each model on the device, then through the rig."""
+        """In the order in which they run: each model on the device, if it is not too large, then through the rig."""
         targets = [self.device] * self.on_device + [GPU_LOWERING] * self.gpu_lowering
-        return [Setting(m, p, t) for m in self.models for p in self.precisions for t in targets]
+        settings = (Setting(m, p, t) for m in self.models for p in self.precisions for t in targets)
+        return [s for s in settings if not (s.target == "cpu" and MODELS[s.model].needs_gpu)]
 
     def tasks(self, setting: Setting) -> list[Task]:
         """Those known beforehand."""

@@ -1,4 +1,6 @@
-"""The models of the contest, each at a size where activations dwarf gradients but one step stays below a second or two.
+"""The models of the contest, at sizes where activations dwarf gradients and a step takes a CPU a second or two.
+
+One has a size at which GPUs are busy: no CPU is asked to train it.
 
 Every model comes with its loss inside and captures as one graph under `torch.compile(fullgraph=True)`, in float32 and
 under bf16 autocast, so that a contestant is given the whole of forward and backward. Weights and batches are seeded.
@@ -25,7 +27,9 @@ LLAMAS: dict[str, tuple[int, LlamaConfig]] = {
     "llama_wide": (8, LlamaConfig(vocabulary=512, layers=6, width=192, hidden=512, heads=4, context=512)),
     "tiny": (2, LlamaConfig(vocabulary=32, layers=2, width=16, hidden=32, heads=2, context=64)),
 }
-"""Batch and sizes of the Llama-style models, each trained at its full context."""
+"""Batch and sizes of the Llama-style models that have a twin in JAX, each trained at its full context."""
+
+_LARGE = (16, LlamaConfig(vocabulary=8192, layers=8, width=1024, hidden=2816, heads=8, context=1024))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class Model:
         blocks: What `checkpoint()` per block wraps, in the order they run; none where the model does so itself.
         hugging_face: The Hugging Face model inside, or None where there is none.
         draws: Whether forward draws random numbers (dropout).
+        needs_gpu: Whether it is too large to be trained on a CPU, where the rig alone sees it.
     """
 
     name: str
@@ -48,6 +53,7 @@ class Model:
     blocks: Callable[[nn.Module], list[nn.Module]]
     hugging_face: Callable[[nn.Module], nn.Module] | None = None
     draws: bool = False
+    needs_gpu: bool = False
 
 
 class UnderAutocast(nn.Module):
@@ -86,14 +92,14 @@ def _seeded(
     return build_both
 
 
-def _llama(name: str) -> Model:
-    batch, config = LLAMAS[name]
+def _llama(name: str, batch: int, config: LlamaConfig, *, needs_gpu: bool = False) -> Model:
     return Model(
         name=name,
         title=f"Llama-style, {config.layers} layers, width {config.width}, hidden {config.hidden}, "
         f"{config.heads} heads, vocabulary {config.vocabulary}, batch {batch} x {config.context} tokens",
         build=_seeded(lambda: Llama(config), lambda g: _tokens_and_next(g, config.vocabulary, batch, config.context)),
         blocks=lambda module: list(module.blocks),
+        needs_gpu=needs_gpu,
     )
 
 
@@ -143,8 +149,9 @@ def _none(module: nn.Module) -> list[nn.Module]:
 
 
 _ALL = (
-    _llama("llama"),
-    _llama("llama_wide"),
+    _llama("llama", *LLAMAS["llama"]),
+    _llama("llama_wide", *LLAMAS["llama_wide"]),
+    _llama("llama_large", *_LARGE, needs_gpu=True),
     Model(
         name="deep_llama",
         title="pytorch#197838: HF Llama, 32 layers, width 256, hidden 688, 8 heads, batch 2 x 1024 tokens",
@@ -244,7 +251,7 @@ _ALL = (
         ),
         blocks=_none,
     ),
-    _llama("tiny"),
+    _llama("tiny", *LLAMAS["tiny"]),
 )
 
 MODELS: dict[str, Model] = {model.name: model for model in _ALL}

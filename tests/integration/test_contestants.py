@@ -6,6 +6,7 @@ the same budget, and no kernels have to be generated.
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,11 @@ import torch._functorch.config
 from torch import Tensor, fx, nn
 
 from benchmarks.contest import model_hugging_face as hf
+from benchmarks.contest.campaign import Run
 from benchmarks.contest.contestants import CONTESTANTS, Options, Unavailable
+from benchmarks.contest.driver import Pace
 from benchmarks.contest.models import MODELS, Model, with_autocast
+from benchmarks.contest.tasks import GPU_LOWERING
 from remat_pass import _torch_compat
 from tests.support.models import seeded, tokens
 
@@ -156,7 +160,7 @@ def test_how_many_points_each_size_has() -> None:
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", [n for n in MODELS if n != "deep_llama"])  # Its 32 layers take four seconds.
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in ("deep_llama", "llama_large")])  # They take seconds.
 def test_a_model_captures_as_one_graph(name: str, autocast: bool) -> None:
     module, batch = MODELS[name].build()
     graphs: list[fx.GraphModule] = []
@@ -181,3 +185,26 @@ def test_a_model_is_the_same_at_every_call(name: str) -> None:
     torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
     torch.testing.assert_close(batch, again, rtol=0, atol=0)
     assert first.training
+
+
+@pytest.mark.parametrize(
+    ("device", "targets"), [("cpu", ["cpu", GPU_LOWERING, GPU_LOWERING]), ("cuda", ["cuda", GPU_LOWERING] * 2)]
+)
+def test_no_processor_trains_what_needs_a_gpu(device: str, targets: list[str], tmp_path: Path) -> None:
+    run = Run(
+        size="full",
+        models=("tiny", "llama_large"),
+        contestants={},
+        jax=False,
+        precisions=("bf16",),
+        device=device,
+        allocators=[],
+        on_device=True,
+        gpu_lowering=True,
+        point_count=None,
+        pace=Pace(),
+        output=tmp_path,
+        keep=False,
+        command="",
+    )
+    assert [setting.target for setting in run.settings()] == targets

@@ -29,7 +29,8 @@ LLAMAS: dict[str, tuple[int, LlamaConfig]] = {
 }
 """Batch and sizes of the Llama-style models that have a twin in JAX, each trained at its full context."""
 
-_LARGE = (16, LlamaConfig(vocabulary=8192, layers=8, width=1024, hidden=2816, heads=8, context=1024))
+_LARGE = (8, LlamaConfig(vocabulary=32000, layers=8, width=2048, hidden=5632, heads=16, context=2048))
+"""The widths of TinyLlama (Zhang et al., 2024, https://arxiv.org/abs/2401.02385), with fewer layers."""
 
 
 @dataclass(frozen=True, slots=True)

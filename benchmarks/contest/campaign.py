@@ -99,8 +99,14 @@ def _measure_setting(run: Run, setting: Setting, journal: Journal, scratch: Path
         return found
 
     if setting.target == GPU_LOWERING:
-        timeout = run.pace.compile_timeout_seconds
-        lowering = Lowering(journal, scratch, display, run.contestants, timeout_seconds=timeout)
+        lowering = Lowering(
+            journal,
+            scratch,
+            display,
+            run.contestants,
+            at_once=run.pace.compiling,
+            timeout_seconds=run.pace.compile_timeout_seconds,
+        )
         lowering.run(setting, run.tasks(setting), matched)
         return
     driver = Driver(journal, scratch, run.pace, display)

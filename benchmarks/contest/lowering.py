@@ -1,11 +1,12 @@
 """Asks the rig what a GPU would do: peaks of the generated CUDA code, kernels, and a modelled time, without a GPU.
 
-One rig process per setting, because it captures a model once; a request that kills it makes a row, and the next one
-gets a new process. The anchor goes first: modelled times are ratios to its own.
+Some rig processes per setting, each of which captures the model once; a request that kills one makes a row, and the
+next request gets a new process. The anchor goes first: modelled times are ratios to its own.
 """
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ _UNAVAILABLE = "Unavailable: "
 
 
 class Lowering:
-    """The rig and the rows that come from it."""
+    """The rigs and the rows that come from them."""
 
     def __init__(
         self,
@@ -33,52 +34,70 @@ class Lowering:
         watcher: Watcher,
         contestants: "Mapping[str, Contestant]",
         *,
+        at_once: int,
         timeout_seconds: float,
         command: Sequence[str] = RIG,
     ) -> None:
-        """Nothing is started yet; `timeout_seconds` is for one point."""
+        """Nothing is started yet; `at_once` points are compiled side by side, `timeout_seconds` is for one."""
         self._journal, self._scratch, self._watcher = journal, scratch, watcher
         self._contestants, self._timeout_seconds, self._command = contestants, timeout_seconds, command
-        self._rig: Worker | None = None
+        self._at_once = at_once
+        self._rigs: list[Worker] = []
+        self._idle: list[Worker] = []
+        """Those of them that wait for a request."""
 
     def run(self, setting: Setting, tasks: Sequence[Task], matched: Callable[[Sequence[Row]], Sequence[Task]]) -> None:
         """A row for each task that has none, then for those that are matched to the peaks of others."""
         try:
-            for task in sorted(tasks, key=lambda task: task.contestant != ANCHOR):
-                self._run(task)
-            for task in matched([row for row in self._journal.rows if row.setting == setting]):
-                self._run(task)
+            self._run_all([task for task in tasks if task.contestant == ANCHOR])
+            self._run_all([task for task in tasks if task.contestant != ANCHOR])
+            self._run_all(matched([row for row in self._journal.rows if row.setting == setting]))
         finally:
-            self._end()
+            for rig in self._rigs:
+                rig.__exit__()
+            self._rigs, self._idle = [], []
 
-    def _run(self, task: Task) -> None:
-        if self._journal.find(task) is not None:
-            return
+    def _run_all(self, tasks: Sequence[Task]) -> None:
+        with ThreadPoolExecutor(self._at_once) as pool:
+            rows = [pool.submit(self._measure, task) for task in tasks if self._journal.find(task) is None]
+            try:
+                for row in rows:  # in the order of the tasks, so that results do not depend on who is ready first
+                    self._watcher.done(self._journal.add(row.result()))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for rig in self._rigs:  # or the pool would wait for their answers
+                    rig.end()
+                raise
+
+    def _measure(self, task: Task) -> Row:
         self._watcher.doing(f"{task.setting}: {task.title}")
         try:
             answer = self._ask(task)
-            row = _row(task, answer["result"], answer["report"], self._anchor_seconds(task))
+            return _row(task, answer["result"], answer["report"], self._anchor_seconds(task))
         except WorkerFailed as failure:
             state = results.UNAVAILABLE if failure.unavailable else results.FAILED
-            row = results.row_of(task, state, why=str(failure))
-        self._watcher.done(self._journal.add(row))
+            return results.row_of(task, state, why=str(failure))
 
     def _ask(self, task: Task) -> dict[str, Any]:
-        if self._rig is None:
-            logs = self._scratch / "logs"
-            logs.mkdir(parents=True, exist_ok=True)
-            environment = {"TORCHINDUCTOR_CACHE_DIR": str(self._scratch / "caches" / "rig"), "KINETO_LOG_LEVEL": "6"}
-            log = logs / f"rig_{task.setting.model}_{task.setting.precision}_{len(self._journal.rows)}.log"
-            self._rig = Worker(self._command, environment, log)
         try:
-            answer = self._rig.ask(self._request(task), self._timeout_seconds)
-        except WorkerFailed:
-            self._end()
-            raise
+            rig = self._idle.pop()
+        except IndexError:
+            rig = self._start(task)
+        answer = rig.ask(self._request(task), self._timeout_seconds)
+        self._idle.append(rig)  # one that failed is never asked again
         if not answer["ok"]:
             error = without_paths(answer["error"].strip().splitlines()[0])
             raise WorkerFailed(error.removeprefix(_UNAVAILABLE), unavailable=error.startswith(_UNAVAILABLE))
         return answer
+
+    def _start(self, task: Task) -> Worker:
+        logs = self._scratch / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        environment = {"TORCHINDUCTOR_CACHE_DIR": str(self._scratch / "caches" / "rig"), "KINETO_LOG_LEVEL": "6"}
+        log = logs / f"rig_{task.setting.model}_{task.setting.precision}_{task.title}.log"
+        rig = Worker(self._command, environment, log)
+        self._rigs.append(rig)
+        return rig
 
     def _request(self, task: Task) -> dict[str, Any]:
         describe = self._contestants[task.contestant].gpu
@@ -99,11 +118,6 @@ class Lowering:
             if row.setting == task.setting and row.contestant == ANCHOR and row.modelled is not None:
                 return row.modelled.seconds
         return None
-
-    def _end(self) -> None:
-        if self._rig is not None:
-            self._rig.__exit__()
-            self._rig = None
 
 
 def _row(task: Task, result: Mapping[str, Any], report: Mapping[str, Any] | None, anchor_seconds: float | None) -> Row:

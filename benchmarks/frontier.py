@@ -27,6 +27,7 @@ from benchmarks.contest.driver import Pace
 from benchmarks.contest.jax_rows import JAX
 from benchmarks.contest.models import MODELS
 from benchmarks.contest.results import Meta, Row
+from benchmarks.contest.selection import Choice
 
 _ROOT = Path(__file__).parent.parent
 _RESULTS = _ROOT / "benchmarks" / "results"
@@ -102,12 +103,17 @@ def _read(arguments: argparse.Namespace) -> Run:
         allocators=allocators_for(arguments.device, only_caching=quick or arguments.only_caching),
         on_device=not arguments.only_gpu_lowering,
         gpu_lowering=not arguments.no_gpu_lowering,
-        point_count=arguments.points,
+        choice=Choice(arguments.settings and frozenset(arguments.settings), arguments.points),
         pace=replace(pace, alive=arguments.alive or pace.alive),
         output=arguments.output or _RESULTS / ("frontier_quick" if quick else "frontier"),
         keep=arguments.keep,
         command=shlex.join(["python", "-m", "benchmarks.frontier", *sys.argv[1:]]),
     )
+
+
+def _labels() -> list[str]:
+    """Of all settings in the full size, the only one of a contestant left out."""
+    return list(dict.fromkeys(p.label for c in CONTESTANTS.values() for p in c.points("full") if p.label))
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -121,6 +127,7 @@ def _parse_arguments() -> argparse.Namespace:
     add("--models", nargs="+", choices=list(MODELS), metavar="MODEL", help=f"of {', '.join(MODELS)}")
     add("--contestants", nargs="+", choices=[*CONTESTANTS, JAX], metavar="NAME", help="of those in contestants.py")
     add("--precision", nargs="+", choices=("fp32", "bf16"))
+    add("--settings", nargs="+", choices=_labels(), metavar="LABEL", help="only these, such as 0.15 none least")
     add("--points", type=positive, help="at most so many settings of each contestant, spread evenly")
     add("--rounds", type=positive, help=f"timed steps of each point (default: {_ROUNDS})")
     add("--alive", type=positive, help=f"workers at a time, the anchor included (default: {Pace().alive})")

@@ -26,6 +26,7 @@ from benchmarks.contest.contestants import CONTESTANTS, LEAST_BYTES, Contestant,
 from benchmarks.contest.driver import Pace
 from benchmarks.contest.models import MODELS
 from benchmarks.contest.results import Meta, Row
+from benchmarks.contest.selection import Choice
 from benchmarks.contest.tasks import ANCHOR, OURS
 
 _RESULTS = Path(__file__).parent / "results" / "prediction"
@@ -131,7 +132,7 @@ def _run(arguments: argparse.Namespace, models: tuple[str, ...], gpu_lowering: b
         allocators=allocators_for("cpu", only_caching=True),
         on_device=not gpu_lowering,
         gpu_lowering=gpu_lowering,
-        point_count=None,
+        choice=Choice(),
         # One compiles at a time, or compile times would be those of a loaded machine.
         pace=Pace(compiling=1, rounds=arguments.rounds),
         output=arguments.output,

@@ -22,7 +22,7 @@ from benchmarks.contest.lowering import Lowering
 from benchmarks.contest.models import MODELS
 from benchmarks.contest.progress import Display
 from benchmarks.contest.results import Journal, Meta, Row, merge
-from benchmarks.contest.selection import matched_tasks, tasks_of
+from benchmarks.contest.selection import Choice, matched_tasks, tasks_of
 from benchmarks.contest.tasks import GPU_LOWERING, Setting, Task
 
 Write = Callable[[Meta, list[Row]], None]
@@ -41,7 +41,7 @@ class Run:
     allocators: list[Allocator]
     on_device: bool
     gpu_lowering: bool
-    point_count: int | None
+    choice: Choice
     pace: Pace
     output: Path
     keep: bool
@@ -55,7 +55,7 @@ class Run:
 
     def tasks(self, setting: Setting) -> list[Task]:
         """Those known beforehand."""
-        return tasks_of(setting, self.contestants, self.size, self.point_count)
+        return tasks_of(setting, self.contestants, self.size, self.choice)
 
 
 def measure(run: Run, write: Write) -> None:

@@ -1,27 +1,44 @@
 """From contestants, and from what others needed, to the tasks of a run; torch-free."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks.contest.results import MEASURED, Row
 from benchmarks.contest.tasks import GPU_LOWERING, KNOB, OURS, Setting, Task, thin
 
 if TYPE_CHECKING:
-    from benchmarks.contest.contestants import Contestant
+    from benchmarks.contest.contestants import Contestant, Point
 
 _CLOSE = 1.01
 """Matched peaks this close share the smaller budget."""
 
 
-def tasks_of(
-    setting: Setting, contestants: Mapping[str, "Contestant"], size: str, point_count: int | None
-) -> list[Task]:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which settings of a contestant take part: all, or some by their labels, or some spread evenly.
+
+    Attributes:
+        labels: Those that may, where a contestant has several; None for any.
+        count: At most so many of them; None for all.
+    """
+
+    labels: frozenset[str] | None = None
+    count: int | None = None
+
+    def of(self, points: Sequence["Point"]) -> list["Point"]:
+        """The points that take part, in their order; a contestant's only one always does."""
+        allowed = [p for p in points if self.labels is None or p.label in self.labels or len(points) == 1]
+        return thin(allowed, self.count)
+
+
+def tasks_of(setting: Setting, contestants: Mapping[str, "Contestant"], size: str, choice: Choice) -> list[Task]:
     """Every point of every contestant that runs in this setting; the rig takes those that go through Inductor."""
     return [
         Task(setting, contestant.name, contestant.family, contestant.gpu is not None, point.label, point.options)
         for contestant in contestants.values()
         if contestant.gpu is not None or setting.target != GPU_LOWERING
-        for point in thin(contestant.points(size), point_count)
+        for point in choice.of(contestant.points(size))
     ]
 
 

@@ -18,6 +18,7 @@ from benchmarks.contest.campaign import Run
 from benchmarks.contest.contestants import CONTESTANTS, Options, Unavailable
 from benchmarks.contest.driver import Pace
 from benchmarks.contest.models import MODELS, Model, with_autocast
+from benchmarks.contest.selection import Choice
 from benchmarks.contest.tasks import GPU_LOWERING
 from remat_pass import _torch_compat
 from tests.support.models import seeded, tokens
@@ -201,7 +202,7 @@ def test_no_processor_trains_what_needs_a_gpu(device: str, targets: list[str], t
         allocators=[],
         on_device=True,
         gpu_lowering=True,
-        point_count=None,
+        choice=Choice(),
         pace=Pace(),
         output=tmp_path,
         keep=False,

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.contest import readme, results
 from benchmarks.contest.results import FAILED, MEASURED, WRONG, Journal, Row, Timing, row_of
-from benchmarks.contest.selection import matched_tasks, tasks_of
+from benchmarks.contest.selection import Choice, matched_tasks, tasks_of
 from benchmarks.contest.tasks import GPU_LOWERING, Setting, Task, in_groups, thin, turn
 
 SETTING = Setting("llama", "fp32", "cpu")
@@ -98,9 +98,24 @@ EAGER = SimpleNamespace(name="eager", family="eager", gpu=None, points=OURS.poin
 
 def test_only_what_goes_through_inductor_goes_to_the_rig() -> None:
     contestants = {"eager": EAGER, "remat": OURS}
-    assert [task.contestant for task in tasks_of(SETTING, contestants, "full", None)] == ["eager", "remat"]
+    assert [task.contestant for task in tasks_of(SETTING, contestants, "full", Choice())] == ["eager", "remat"]
     on_gpu = dataclasses.replace(SETTING, target=GPU_LOWERING)
-    assert [task.contestant for task in tasks_of(on_gpu, contestants, "full", None)] == ["remat"]
+    assert [task.contestant for task in tasks_of(on_gpu, contestants, "full", Choice())] == ["remat"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "labels"),
+    [
+        (Choice(), ["1", "0.5", "0.2", "least"]),
+        (Choice(count=2), ["1", "least"]),
+        (Choice(frozenset({"least", "0.5", "none"})), ["0.5", "least"]),
+        (Choice(frozenset({"1", "0.5", "0.2"}), 2), ["1", "0.2"]),
+    ],
+)
+def test_settings_are_chosen_by_label_and_by_number(choice: Choice, labels: list[str]) -> None:
+    points = [SimpleNamespace(label=label) for label in ("1", "0.5", "0.2", "least")]
+    assert [point.label for point in choice.of(points)] == labels
+    assert choice.of(points[:1]) == points[:1]
 
 
 def test_budgets_are_matched_to_the_peaks_of_others() -> None:

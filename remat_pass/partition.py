@@ -17,20 +17,17 @@ from remat_pass import _torch_compat
 from remat_pass.analysis import analyze
 from remat_pass.breakdown import break_down
 from remat_pass.choice import (
-    CLOSE,
     Choice,
-    Effort,
-    Frontiers,
     IncumbentPlan,
     Judge,
     Judgement,
-    choose,
     infeasible,
     op_by_op_peak,
     replaceable_above,
     simulated_judge,
 )
 from remat_pass.errors import OptionError, PlanError, RematWarning
+from remat_pass.first_fit import first_believed, first_fit
 from remat_pass.incumbent import Incumbent, torch_partition
 from remat_pass.inductor_peak import Witness, inductor_judge, judge_graphs
 from remat_pass.joint_graph import JointGraph, capture
@@ -129,7 +126,7 @@ def partition(
     slack_permille = _SLACK_PERMILLE + excess_permille
     settled = None
     if incumbent and rival and trusts:
-        settled = _believed(ordered, options.memory_budget, rival, slack_permille)
+        settled = first_believed(ordered, options.memory_budget, rival, slack_permille)
     if settled:
         choice, problem = settled
         plan = plan_of(problem, choice.candidate.decisions)
@@ -138,11 +135,11 @@ def partition(
             (p, judging.timed(inductor_judge(joint, p, rates, patches)) if fuses else simulated_judge(p))
             for p in ordered
         ]
-        choice, problem, judge = _chosen(orders, options.memory_budget, rival)
+        choice, problem, judge = first_fit(orders, options.memory_budget, rival)
         if incumbent and choice.unconstrained_is_estimated and (choice.is_incumbent or not choice.fits):
             # Whether it fits is not for an estimate to say, nor what share of its peak is enough.
             rival = IncumbentPlan(incumbent.keep, judge_incumbent())
-            choice, problem, judge = _chosen(orders, options.memory_budget, rival)
+            choice, problem, judge = first_fit(orders, options.memory_budget, rival)
         if options.plan:
             plan, problem, judge = _replayed(orders, choice, options)
         else:
@@ -180,17 +177,6 @@ def _may_be_trusted(joint: JointGraph, problem: RematProblem, options: Options, 
     return problem.fuses and is_observed and not (options.plan or problem.symbolic or convolves)
 
 
-def _believed(
-    ordered: Sequence[RematProblem], memory_budget: float | int | None, rival: IncumbentPlan, slack_permille: int
-) -> tuple[Choice, RematProblem] | None:
-    """The plan for the budget in the first order that has one, by simulation; None where there is none."""
-    for problem in ordered:
-        choice = choose(problem, memory_budget, rival, effort=Effort.TRIALS, slack_permille=slack_permille)
-        if choice.fits:
-            return choice, problem
-    return None
-
-
 def _rival(
     incumbent: Incumbent,
     estimate: Judgement,
@@ -208,38 +194,6 @@ def _rival(
     if not is_fraction and (trusts or is_far_below):
         return IncumbentPlan(incumbent.keep, estimate, is_estimated=True)
     return IncumbentPlan(incumbent.keep, judge())
-
-
-def _chosen(
-    orders: Sequence[tuple[RematProblem, Judge]], memory_budget: float | int | None, rival: IncumbentPlan | None
-) -> tuple[Choice, RematProblem, Judge]:
-    """The plan for the budget in the first order that has one.
-
-    Where none has, plans of low peak are judged, too, beginning with the order that promises the least of all. The
-    user's tags give way after that.
-    """
-    frontiers = [Frontiers(problem, rival) for problem, _ in orders]
-    efforts = [e for e in Effort if e is not Effort.WITHOUT_TAGS or any(v.wish for v in orders[0][0].values)]
-    unconstrained: Judgement | None = None
-    for effort in efforts:
-        promised = {k: f.least(effort).peak_bytes if effort else 0 for k, f in enumerate(frontiers)}
-        refused: dict[int, Choice] = {}
-        for k in sorted(promised, key=promised.__getitem__):
-            problem, judge = orders[k]
-            # A judged peak may be a little below the simulated one.
-            promised_bytes = problem.with_margin(int(promised[k] * CLOSE))
-            if any(choice.least_peak_bytes <= promised_bytes for choice in refused.values()):
-                continue
-            choice = choose(problem, memory_budget, rival, judge, effort=effort, frontiers=frontiers[k])
-            # A fraction is one of the peak in the first order.
-            unconstrained = unconstrained or choice.unconstrained
-            memory_budget = choice.budget_bytes
-            if choice.fits:
-                return replace(choice, unconstrained=unconstrained), problem, judge
-            refused[k] = choice
-    assert unconstrained is not None
-    k = min(refused, key=lambda k: refused[k].least_peak_bytes)
-    return replace(refused[k], unconstrained=unconstrained), *orders[k]
 
 
 def orders_of(problem: RematProblem, patches: dict[str, Any]) -> list[RematProblem]:

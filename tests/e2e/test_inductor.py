@@ -112,8 +112,12 @@ def test_a_budget_holds_and_gradients_are_those_of_eager() -> None:
     step = torch.compile(module, backend="remat", options={"memory_budget": budget})
     assert_close(gradients(step, module, x), wanted)
     report = remat_pass.reports()[-1]
+    assert report.predicted_step_ns > 0
+    assert report.measured_step_ns is None, "the step that compiles is no measure"
     measured = peak(step, module, x)
     assert measured <= budget < inductor_peak
+    assert report.measured_step_ns is not None and report.measured_step_ns > 0
+    assert "measured step" in str(report)
     assert abs(report.predicted_peak_bytes - measured) <= 0.02 * measured
     assert any(d.action == "recomputed" and d.op.startswith("aten") for d in report.decisions)
 
@@ -214,6 +218,7 @@ print(json.dumps({
     "planned": report.forward_graph is not None,
     "plan": [report.graph_id, report.budget_bytes, report.predicted_peak_bytes, report.forward_code],
     "measured": remat_pass.measure_peak_bytes(step),
+    "step_ns": report.measured_step_ns,
 }))
 """
 
@@ -236,6 +241,7 @@ def test_a_warm_cache_brings_code_and_report_back_and_holds_for_its_budget_and_v
     assert (cold["planned"], warm["planned"]) == (True, False)
     assert cold["plan"] == warm["plan"]
     assert max(cold["measured"], warm["measured"]) <= warm["plan"][1]
+    assert min(cold["step_ns"], warm["step_ns"]) > 0
     smaller = in_a_process_of_its_own(tmp_path, 0.6)
     assert smaller["planned"]
     assert smaller["measured"] <= smaller["plan"][1] < warm["plan"][1]

@@ -10,10 +10,12 @@ import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, fx, nn
+from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import remat_pass
 from remat_pass import kept_times, kernel_times, progress
+from remat_pass.probe import dummy_run
 from tests.support.models import floats, seeded
 from tests.support.training import assert_same, compiled, train
 
@@ -53,13 +55,14 @@ class Mlp(nn.Module):
         return x.square().mean()
 
 
-def products(*sides: int) -> list[fx.Node]:
+def products(*sides: int, dtype: torch.dtype = torch.float32, transposed: bool = False) -> list[fx.Node]:
     """One matrix product for each side."""
 
     def multiply(*matrices: Tensor) -> list[Tensor]:
         return [torch.mm(m, m) for m in matrices]
 
-    module = make_fx(multiply, tracing_mode="fake")(*(torch.empty(side, side) for side in sides))
+    matrices = (torch.empty(side, side, dtype=dtype) for side in sides)
+    module = make_fx(multiply, tracing_mode="fake")(*(m.t() if transposed else m for m in matrices))
     return module.graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default)
 
 
@@ -80,6 +83,33 @@ def test_a_larger_product_takes_longer_and_is_timed_once_on_a_machine(measured: 
     assert len(measured) == 2, "the same op at the same shapes was timed again"
     kernel_times.time_kernels(products(SIDE + 1))
     assert len(measured) == 3
+
+
+def test_another_dtype_or_layout_is_timed_for_itself(measured: list[object]) -> None:
+    kernel_times.time_kernels(products(16))
+    for count, more in enumerate(({"dtype": torch.float64}, {"transposed": True}), start=2):
+        for _ in range(2):
+            assert kernel_times.time_kernels(products(16, **more)).keys() == {"mm"}
+            assert len(measured) == count
+
+
+def test_devices_and_settings_of_speed_have_times_of_their_own() -> None:
+    def key(device: str) -> str:
+        with FakeTensorMode():
+            module = make_fx(lambda m: torch.mm(m, m))(torch.empty(16, 16, device=device))
+        run = dummy_run(module.graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default)[0])
+        assert run is not None
+        return run.key
+
+    threads = torch.get_num_threads()
+    keys = {key("cpu"), key("meta")}
+    try:
+        torch.set_num_threads(threads + 1)
+        keys.add(key("cpu"))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(keys) == 3
+    assert key("cpu") in keys
 
 
 def test_a_second_compilation_plans_with_the_times_of_the_first(measured: list[object], store: Path) -> None:

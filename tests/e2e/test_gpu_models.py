@@ -163,7 +163,7 @@ def test_recomputed_pointwise_values_are_computed_in_the_kernels_that_read_them(
     counted: dict[tuple[str, str], dict[str, int]], name: str
 ) -> None:
     ours, torchs = counted[name, "ours"], counted[name, "torch"]
-    assert ours["pointwise"] > 60
+    assert ours["pointwise"] > 50
     assert ours["backward_triton_kernels"] - torchs["backward_triton_kernels"] < ours["pointwise"] / 5
     # Op by op each would be written and read.
     more_bytes = ours["backward_moved_bytes"] - torchs["backward_moved_bytes"]

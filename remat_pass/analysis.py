@@ -45,6 +45,9 @@ _CONVOLUTION_MARGIN_PERMILLE = 20
 _EAGER_MARGIN_PERMILLE = 1
 """Scalars that autograd allocates around the graphs are not in them."""
 
+_NEARBY = 24
+"""How many values that one is made of are looked at."""
+
 _FREE_KINDS = frozenset({Kind.SYMBOL, Kind.CONSTANT, Kind.VIEW, Kind.PART})
 
 
@@ -110,7 +113,10 @@ def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[JointGr
     )
     problem = replace(problem, values=_pin_unread_draws(problem))
     if fuses:
-        problem = replace(problem, values=tuple(_fused_costs(problem, i, context) for i in range(len(values))))
+        loops = _loop_bytes(problem)
+        problem = replace(
+            problem, values=tuple(_fused_costs(problem, i, loops[i], context) for i in range(len(values)))
+        )
     early = early_order(problem)
     ordered = reorder(problem, early, frozenset())
     late, waiting = late_order(ordered)
@@ -324,22 +330,39 @@ def _rng_state_bytes(node: fx.Node) -> int:
     return torch.get_rng_state().numel() if on_cpu else 0
 
 
-def _fused_costs(problem: RematProblem, i: int, context: _Context) -> Value:
+def _loop_bytes(problem: RematProblem) -> list[int]:
+    """How much the largest loop writes that computes a value for itself, at its own extent.
+
+    So the scale of a row is computed once more for each of its elements. What is made of nothing takes no time there.
+    """
+    loops = [v.size.hint for v in problem.values]
+    for i in reversed(range(len(loops))):
+        readers = problem.readers[i] if problem.values[i].reads else ()
+        loops[i] = max(
+            [loops[i], *(loops[r] for r in readers if problem.values[r].kind in (Kind.POINTWISE, Kind.VIEW))]
+        )
+    return loops
+
+
+def _fused_costs(problem: RematProblem, i: int, loop_bytes: int, context: _Context) -> Value:
     """Costs where pointwise ops are computed inside their readers: memory traffic, not launches.
 
-    Recomputing a pointwise value costs its arithmetic (at least a small part of its traffic) and, if an extern kernel
-    wants it in memory, writing it. Saving one costs writing it, unless forward has it in memory anyway.
+    Recomputing a pointwise value costs its arithmetic (at least a small part of its traffic) in the largest loop that
+    reads it and, if an extern kernel wants it in memory, writing it, in a kernel of its own unless a loop of backward
+    can do it. Saving one costs writing it, unless forward has it in memory anyway.
     """
     value = problem.values[i]
     if value.needs_tangent or value.is_input or value.kind in _FREE_KINDS - {Kind.PART}:
         return value
     write_ns = transfer_ns(value.size.hint, context.rates)
-    read_by_extern = any(_wants_memory(problem, r) for r in problem.readers[i])
     if value.kind is Kind.POINTWISE:
         in_memory = i in problem.forward_outputs or any(
             _wants_memory(problem, r) for r in problem.readers[i] if problem.runs_in_forward[r]
         )
-        fused_ns = value.arithmetic_ns + write_ns // 8 + (write_ns if read_by_extern else 0)
+        times = loop_bytes / max(1, value.size.hint)
+        fused_ns = round(value.arithmetic_ns * times) + transfer_ns(loop_bytes, context.rates) // 8
+        if any(_wants_memory(problem, r) for r in problem.readers[i]):
+            fused_ns = fused_ns + write_ns if _shares_a_loop(problem, i) else max(fused_ns, value.recompute_ns)
         return replace(value, recompute_ns=fused_ns, save_ns=0 if in_memory else write_ns)
     return value
 
@@ -350,6 +373,33 @@ def _wants_memory(problem: RematProblem, reader: int) -> bool:
     if value.kind is Kind.VIEW:
         return any(_wants_memory(problem, r) for r in problem.readers[reader])
     return value.kind in (Kind.EXTERN, Kind.RANDOM)
+
+
+def _shares_a_loop(problem: RematProblem, i: int) -> bool:
+    """Whether a loop of backward reads what a value is made of, and is as large: one kernel then computes both."""
+    values = problem.values
+    found, pending = {i}, [i]
+    while pending and len(found) < _NEARBY:
+        for r in values[pending.pop(0)].reads:
+            if r in found or values[r].needs_tangent:
+                continue
+            found.add(r)
+            if 2 * values[r].size.hint >= values[i].size.hint and _feeds_backward_loop(problem, r):
+                return True
+            if values[r].kind in (Kind.POINTWISE, Kind.VIEW):
+                pending.append(r)
+    return False
+
+
+def _feeds_backward_loop(problem: RematProblem, i: int) -> bool:
+    """Whether a reader, looked at through views, is a generated loop of backward."""
+    readers = [(r, problem.values[r]) for r in problem.readers[i]]
+    return any(
+        _feeds_backward_loop(problem, r)
+        if reader.kind is Kind.VIEW
+        else reader.needs_tangent and reader.kind in (Kind.POINTWISE, Kind.REDUCTION)
+        for r, reader in readers
+    )
 
 
 def source_line(node: fx.Node) -> str | None:

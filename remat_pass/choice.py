@@ -343,13 +343,15 @@ def _without_budget(
 
 
 def _no_larger(candidates: tuple[Candidate, ...], limit: int, judged: Callable[[Candidate], Judgement]) -> Candidate:
-    """The fastest candidate where it takes at most so many bytes, or else one that clearly does, if one is found."""
+    """The fastest candidate where it takes at most so many bytes, or else one found that does, best clearly so."""
     fastest = candidates[0]
     known = {fastest.peak_bytes: judged(fastest).peak_bytes}
     if known[fastest.peak_bytes] <= limit:
         return fastest
-    clear = int(limit * (1 - _CLEAR))
-    return _search(candidates, clear, lambda c: judged(c).peak_bytes, known, Effort.TRIALS) or fastest
+    for bound in (int(limit * (1 - _CLEAR)), limit):
+        if found := _search(candidates, bound, lambda c: judged(c).peak_bytes, known, Effort.TRIALS):
+            return found
+    return fastest
 
 
 def op_by_op_peak(problem: RematProblem) -> int:

@@ -48,10 +48,10 @@ def first_fit(
     frontiers = [Frontiers(problem, rival) for problem, _ in orders]
     efforts = [e for e in Effort if e is not Effort.WITHOUT_TAGS or any(v.wish for v in orders[0][0].values)]
     unconstrained: Judgement | None = None
-    known: _Known = {}
     for effort in efforts:
         promised = {k: f.least(effort).peak_bytes if effort else 0 for k, f in enumerate(frontiers)}
         refused: dict[int, Choice] = {}
+        known: _Known = {}  # of this effort, so that the least peak of all is one that was judged in its own order
         for k in sorted(promised, key=promised.__getitem__):
             problem, judge = orders[k]
             # A judged peak may be a little below the simulated one.

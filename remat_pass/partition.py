@@ -106,51 +106,34 @@ def partition(
     joint, problem, unprobed = analyze(captured, fuses=fuses, cost_model=options.cost_model)
     rates = rates_of(main_device_type(joint.nodes), options.cost_model)
     patches = inductor_patches(options, checkpoints=bool(captured.wishes))
-    judging = Stopwatch()
-    found = torch_partition(captured, problem, inputs) if fuses else None
-    incumbent = None if found is None or found.is_wrong else found
     ordered = orders_of(problem, patches)
-    trusts = trusts and _may_be_trusted(joint, problem, options, patches)
-    op_by_op = op_by_op_peak(problem) if trusts else 0
-    rival = None
-    if incumbent:
-        estimate = simulated_judge(ordered[0])(incumbent.plan(problem))
-        trusts = trusts and estimate.peak_bytes * (1000 + excess_permille) <= op_by_op * 1000
-        judge_incumbent = judging.timed(partial(judge_graphs, joint, incumbent.graphs, problem, rates, patches))
-        rival = _rival(incumbent, estimate, options.memory_budget, judge_incumbent, trusts=trusts)
-        # Above that a plan of ours may replace it, and which is better is not believed.
-        trusts = trusts and rival.judgement.peak_bytes <= op_by_op
-    elif found and not isinstance(options.memory_budget, int):
-        judgement = judging.timed(partial(judge_graphs, joint, found.graphs, problem, rates, patches))()
-        rival = IncumbentPlan(found.keep, judgement, is_wrong=True)
-    slack_permille = _SLACK_PERMILLE + excess_permille
+    judging = Stopwatch()
+    judged_graphs = judging.timed(partial(judge_graphs, joint, problem=problem, rates=rates, config_patches=patches))
+    torchs = torch_partition(captured, problem, inputs) if fuses else None
+    believable = op_by_op_peak(problem) if trusts and _may_be_trusted(joint, problem, options, patches) else 0
+    rival, trusts = _rival(torchs, ordered[0], options.memory_budget, judged_graphs, believable, excess_permille)
     settled = None
-    if incumbent and rival and trusts:
-        settled = first_believed(ordered, options.memory_budget, rival, slack_permille)
+    if rival and trusts:
+        settled = first_believed(ordered, options.memory_budget, rival, _SLACK_PERMILLE + excess_permille)
     if settled:
         choice, problem = settled
-        plan = plan_of(problem, choice.candidate.decisions)
+        plan, judge = plan_of(problem, choice.candidate.decisions), simulated_judge(problem)
     else:
         orders = [
             (p, judging.timed(inductor_judge(joint, p, rates, patches)) if fuses else simulated_judge(p))
             for p in ordered
         ]
-        choice, problem, judge = first_fit(orders, options.memory_budget, rival)
-        if incumbent and choice.unconstrained_is_estimated and (choice.is_incumbent or not choice.fits):
-            # Whether it fits is not for an estimate to say, nor what share of its peak is enough.
-            rival = IncumbentPlan(incumbent.keep, judge_incumbent())
-            choice, problem, judge = first_fit(orders, options.memory_budget, rival)
+        choice, problem, judge = _judged(orders, options.memory_budget, torchs, rival, judged_graphs)
         if options.plan:
             plan, problem, judge = _replayed(orders, choice, options)
         else:
             plan = _planned(problem, choice, options)
-    if incumbent and choice.is_incumbent and options.plan is None:
-        graphs, predicted, origin = incumbent.graphs, choice.unconstrained, "torch"
+    if torchs and choice.is_incumbent and options.plan is None:
+        graphs, predicted, origin = torchs.graphs, choice.unconstrained, "torch"
     else:
         graphs = rewrite(joint, problem, plan)
         verify(joint, problem, plan, graphs)
-        predicted = simulated_judge(problem)(plan) if settled else judge(plan)
-        origin = "plan file" if options.plan else "planner"
+        predicted, origin = judge(plan), "plan file" if options.plan else "planner"
     if choice.unconstrained_is_estimated:
         fastest = choice.frontier[0]
         step_ns = predicted.step_ns - plan_ns(problem, plan) + fastest.recompute_ns
@@ -160,7 +143,7 @@ def partition(
     if settled:
         # At the fraction 1.0 the peak of torch's own partition is accepted as it is.
         budget_bytes = choice.budget_bytes
-        accepted = replaceable_above(op_by_op) if budget_bytes is None else problem.without_margin(budget_bytes)
+        accepted = replaceable_above(believable) if budget_bytes is None else problem.without_margin(budget_bytes)
         limit = max(accepted, predicted.peak_bytes)
         # Inductor works on the graphs that it is given.
         witness = Witness(joint, graphs.copy(), problem, rates, patches, limit, predicted.peak_bytes)
@@ -178,22 +161,57 @@ def _may_be_trusted(joint: JointGraph, problem: RematProblem, options: Options, 
 
 
 def _rival(
-    incumbent: Incumbent,
-    estimate: Judgement,
+    torchs: Incumbent | None,
+    problem: RematProblem,
     memory_budget: float | int | None,
-    judge: Callable[[], Judgement],
-    *,
-    trusts: bool,
-) -> IncumbentPlan:
-    """What torch's own partition is like; by simulation where that is enough.
+    judged_graphs: Callable[[Rewritten], Judgement],
+    believable_bytes: int,
+    excess_permille: int,
+) -> tuple[IncumbentPlan | None, bool]:
+    """What torch's own partition is like, and whether simulated peaks may be believed beside it.
 
-    That is where it is believed, or a budget in bytes is far below its peak. A fraction is one of the judged peak.
+    It is simulated where that is believed, or a budget in bytes is far below its peak. A fraction is one of the judged
+    peak.
+
+    Args:
+        torchs: Torch's own partition.
+        problem: In the first order.
+        memory_budget: Fraction, bytes or None.
+        judged_graphs: Says what graphs are really like.
+        believable_bytes: The largest peak of torch's partition beside which simulated ones are believed, if any.
+        excess_permille: By how many thousandths they have turned out too low before.
     """
-    is_fraction = isinstance(memory_budget, float)
-    is_far_below = memory_budget is not None and memory_budget < _FAR_BELOW * estimate.peak_bytes
-    if not is_fraction and (trusts or is_far_below):
-        return IncumbentPlan(incumbent.keep, estimate, is_estimated=True)
-    return IncumbentPlan(incumbent.keep, judge())
+    if torchs is None:
+        return None, False
+    if torchs.is_wrong:
+        # It tells what a plan may take that replaces it, and what a fraction is of.
+        is_needed = not isinstance(memory_budget, int)
+        return IncumbentPlan(torchs.keep, judged_graphs(torchs.graphs), is_wrong=True) if is_needed else None, False
+    estimate = simulated_judge(problem)(torchs.plan(problem))
+    trusts = 0 < estimate.peak_bytes * (1000 + excess_permille) <= believable_bytes * 1000
+    is_far_below = isinstance(memory_budget, int) and memory_budget < _FAR_BELOW * estimate.peak_bytes
+    if is_far_below or (trusts and not isinstance(memory_budget, float)):
+        rival = IncumbentPlan(torchs.keep, estimate, is_estimated=True)
+    else:
+        rival = IncumbentPlan(torchs.keep, judged_graphs(torchs.graphs))
+    # Above that a plan of ours may replace it, and which is better is not believed.
+    return rival, trusts and rival.judgement.peak_bytes <= believable_bytes
+
+
+def _judged(
+    orders: Sequence[tuple[RematProblem, Judge]],
+    memory_budget: float | int | None,
+    torchs: Incumbent | None,
+    rival: IncumbentPlan | None,
+    judged_graphs: Callable[[Rewritten], Judgement],
+) -> tuple[Choice, RematProblem, Judge]:
+    """The choice by judgement, and its order."""
+    found = first_fit(orders, memory_budget, rival)
+    choice, _, _ = found
+    if torchs and choice.unconstrained_is_estimated and (choice.is_incumbent or not choice.fits):
+        # Whether it fits is not for an estimate to say, nor what share of its peak is enough.
+        return first_fit(orders, memory_budget, IncumbentPlan(torchs.keep, judged_graphs(torchs.graphs)))
+    return found
 
 
 def orders_of(problem: RematProblem, patches: dict[str, Any]) -> list[RematProblem]:

@@ -190,7 +190,7 @@ def test_a_rival_that_needs_more_memory_does_not_replace_the_incumbent() -> None
     assert (choice.is_incumbent, choice.candidate.recompute_ns, peak_mib(choice)) == (True, 40 * US, 10)
 
 
-@pytest.mark.parametrize(("mib", "peak"), [(20, 14), (14, 14), (13, 10), (1, 14)])
+@pytest.mark.parametrize(("mib", "peak"), [(20, 14), (14, 14), (13, 10), (10, 10), (1, 14)])
 def test_in_place_of_a_wrong_incumbent_the_fastest_plan_takes_no_more_memory(mib: int, peak: int) -> None:
     """Where there is none, it is the fastest of all."""
     problem = two_layers()

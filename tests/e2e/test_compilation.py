@@ -197,7 +197,7 @@ def test_without_a_budget_inductor_is_asked_where_it_takes_more_than_op_by_op(mo
 def test_an_estimate_alone_does_not_say_that_torchs_own_partition_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not kept free of any slack, and no witness follows it."""
     told = Told(monkeypatch)
-    monkeypatch.setattr(partition, "_believed", lambda *args: None)
+    monkeypatch.setattr(partition, "first_believed", lambda *args: None)
     _, _, peak = train(2**24)
     (report,) = remat_pass.reports()
     assert (report.origin, report.unconstrained_is_estimated, told.asked) == ("torch", False, 2)

@@ -183,9 +183,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     calls: list[object] = []
     judge_graphs = partition.judge_graphs
 
-    def counted(*args: Any) -> Judgement:
+    def counted(*args: Any, **more: Any) -> Judgement:
         calls.append(args)
-        return judge_graphs(*args)
+        return judge_graphs(*args, **more)
 
     monkeypatch.setattr(partition, "judge_graphs", counted)
     return calls
@@ -299,8 +299,8 @@ def test_views_of_one_storage_that_are_saved_are_judged_as_that_storage(monkeypa
     judged: list[tuple[Rewritten, Judgement]] = []
     judge_graphs = partition.judge_graphs
 
-    def kept(joint: JointGraph, graphs: Rewritten, *more: Any) -> Judgement:
-        judged.append((graphs, judge_graphs(joint, graphs, *more)))
+    def kept(joint: JointGraph, graphs: Rewritten, **more: Any) -> Judgement:
+        judged.append((graphs, judge_graphs(joint, graphs, **more)))
         return judged[-1][1]
 
     monkeypatch.setattr(partition, "judge_graphs", kept)

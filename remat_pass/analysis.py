@@ -4,6 +4,7 @@ torch ends here. Every rule about what may be saved or recomputed is a function 
 and the reason travels through the plan into the report and the errors.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -45,6 +46,8 @@ _CONVOLUTION_MARGIN_PERMILLE = 20
 _EAGER_MARGIN_PERMILLE = 1
 """Scalars that autograd allocates around the graphs are not in them."""
 
+_LIBRARY = (Kind.EXTERN, Kind.RANDOM)
+"""Kernels of their own, which want what they read in memory."""
 _NEARBY = 24
 """How many values that one is made of are looked at."""
 
@@ -357,22 +360,24 @@ def _fused_costs(problem: RematProblem, i: int, loop_bytes: int, context: _Conte
     write_ns = transfer_ns(value.size.hint, context.rates)
     if value.kind is Kind.POINTWISE:
         in_memory = i in problem.forward_outputs or any(
-            _wants_memory(problem, r) for r in problem.readers[i] if problem.runs_in_forward[r]
+            v.kind in _LIBRARY
+            for v in _through_views(problem, (r for r in problem.readers[i] if problem.runs_in_forward[r]))
         )
         times = loop_bytes / max(1, value.size.hint)
         fused_ns = round(value.arithmetic_ns * times) + transfer_ns(loop_bytes, context.rates) // 8
-        if any(_wants_memory(problem, r) for r in problem.readers[i]):
+        if any(v.kind in _LIBRARY for v in _through_views(problem, problem.readers[i])):
             fused_ns = fused_ns + write_ns if _shares_a_loop(problem, i) else max(fused_ns, value.recompute_ns)
         return replace(value, recompute_ns=fused_ns, save_ns=0 if in_memory else write_ns)
     return value
 
 
-def _wants_memory(problem: RematProblem, reader: int) -> bool:
-    """Whether a reader, looked at through views, is a kernel of its own."""
-    value = problem.values[reader]
-    if value.kind is Kind.VIEW:
-        return any(_wants_memory(problem, r) for r in problem.readers[reader])
-    return value.kind in (Kind.EXTERN, Kind.RANDOM)
+def _through_views(problem: RematProblem, readers: Iterable[int]) -> Iterator[Value]:
+    """The readers, and in place of each view those of the view."""
+    for r in readers:
+        if problem.values[r].kind is Kind.VIEW:
+            yield from _through_views(problem, problem.readers[r])
+        else:
+            yield problem.values[r]
 
 
 def _shares_a_loop(problem: RematProblem, i: int) -> bool:
@@ -392,14 +397,8 @@ def _shares_a_loop(problem: RematProblem, i: int) -> bool:
 
 
 def _feeds_backward_loop(problem: RematProblem, i: int) -> bool:
-    """Whether a reader, looked at through views, is a generated loop of backward."""
-    readers = [(r, problem.values[r]) for r in problem.readers[i]]
-    return any(
-        _feeds_backward_loop(problem, r)
-        if reader.kind is Kind.VIEW
-        else reader.needs_tangent and reader.kind in (Kind.POINTWISE, Kind.REDUCTION)
-        for r, reader in readers
-    )
+    readers = _through_views(problem, problem.readers[i])
+    return any(v.needs_tangent and v.kind in (Kind.POINTWISE, Kind.REDUCTION) for v in readers)
 
 
 def source_line(node: fx.Node) -> str | None:

@@ -90,7 +90,7 @@ def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[JointGr
         joint,
         fuses,
         device_type,
-        rates_of(device_type, cost_model),
+        rates_of(device_type),
         _backward_nodes(joint),
         _overwritten(joint, device_type),
         fuses and _torch_compat.lays_out_channels_last(joint.module),

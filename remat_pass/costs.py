@@ -3,10 +3,12 @@
     time = max(flops / flops_per_s, bytes read and written / bandwidth) + slow arithmetic + launch
 
 FLOPs are counted by shape for matmul, convolution and attention (`_torch_compat.op_flops`), one per element otherwise.
-Exponentials and draws of random numbers take a processor longer than moving their bytes: those are the slow ones. The
-rates are constants, chosen by the card and by whether torch may use TensorFloat-32, so the estimate, and with it the
-plan, is the same on every machine with that device and every rank; `kernel_times` has measured ones. Only ratios matter
-to the planner: a wrong unit changes no decision, a wrong ratio of arithmetic to bandwidth may.
+Exponentials and draws of random numbers take a processor longer than moving their bytes: those are the slow ones.
+
+Rates of GPUs are constants, chosen by the card and by whether torch may use TensorFloat-32, so that the estimate, and
+with it the plan, is the same on every machine with that card and every rank. Processors differ too much for that, by
+their units for bfloat16 above all: `kernel_times` measures them once. Only ratios matter to the planner: a wrong unit
+changes no decision, a wrong ratio of arithmetic to bandwidth may.
 """
 
 from dataclasses import dataclass, field
@@ -28,8 +30,10 @@ class DeviceRates:
     flops_per_s: dict[torch.dtype, float]
     bandwidth_bytes_per_s: float
     launch_ns: int
-    attention_share: float = 1.0
-    """Of these FLOPs what fused attention reaches."""
+    convolution_flops_per_s: dict[torch.dtype, float] = field(default_factory=dict)
+    """Of convolutions, for the dtypes where they are not as fast as products."""
+    attention_flops_per_s: dict[tuple[torch.dtype, bool], float] = field(default_factory=dict)
+    """Of fused attention (False) and its backward (True), where that is not as fast as products."""
     tf32_flops_per_s: float | None = None
     """Of float32 products and convolutions where torch may round what they multiply to TensorFloat-32."""
     slow_ns: dict[str, float] = field(default_factory=dict)
@@ -39,20 +43,27 @@ class DeviceRates:
 
 _TERA = 1e12
 
+DRAW = "prims.inductor_random"
 _COMPARED_POSITIONS = "comparison of 64-bit integers"
 
-_CPU = DeviceRates(
+_FLOAT32, _BFLOAT16 = 0.15 * _TERA, 0.15 * _TERA
+
+TYPICAL_CPU = DeviceRates(
     # What torch 2.13 reaches on two AVX-512 cores: oneDNN products, and a generated loop over megabytes.
     "cpu",
-    {torch.float32: 0.15 * _TERA, torch.float64: 0.075 * _TERA, torch.bfloat16: 0.15 * _TERA},
+    {torch.float32: _FLOAT32, torch.float64: _FLOAT32 / 2, torch.bfloat16: _BFLOAT16},
     15e9,
     2_000,
     # It pauses for exponentials. In a step of HF Llama it reaches 90 to 105 GFLOP/s, and products reach 200.
-    attention_share=0.5,
+    attention_flops_per_s={
+        (dtype, is_backward): rate / 2
+        for dtype, rate in ((torch.float32, _FLOAT32), (torch.bfloat16, _BFLOAT16))
+        for is_backward in (False, True)
+    },
     # Of vectorised loops over megabytes. Draws, indices and powers that are no products are made one by one. Masks
     # compare positions, integers of 64 bits, and once more for every head, which is in the figure.
     slow_ns={
-        "prims.inductor_random": 8.0,
+        DRAW: 8.0,
         "aten.pow": 5.0,
         "aten.index": 4.0,
         _COMPARED_POSITIONS: 2.0,
@@ -66,6 +77,7 @@ _CPU = DeviceRates(
         "aten.cos": 0.3,
     },
 )
+"""What a processor is taken for where it cannot be measured."""
 
 
 def _card(
@@ -91,10 +103,8 @@ _CUDA_CARDS = (
 _DEFAULT_CARD = _CUDA_CARDS[1]
 
 
-def device_rates(device_type: str) -> DeviceRates:
-    """Rates of the device: a CUDA card by its name, an H100's if the name is unknown or no card is present."""
-    if device_type == "cpu":
-        return _CPU
+def card_rates() -> DeviceRates:
+    """Rates of the CUDA card by its name; an H100's if the name is unknown or no card is present."""
     if not torch.cuda.is_available():
         return _DEFAULT_CARD
     name = torch.cuda.get_device_name()
@@ -104,11 +114,16 @@ def device_rates(device_type: str) -> DeviceRates:
 def roofline_ns(node: fx.Node, rates: DeviceRates) -> int:
     """Estimated run time of a `call_function` node that is a kernel of its own, in nanoseconds."""
     flops = _flops(node)
-    peak_flops = products_per_s(rates, _dtype(node), convolves=is_convolution(node))
-    if is_attention(node):
-        peak_flops *= rates.attention_share
-    seconds = max(flops / peak_flops, moved_bytes(node) / rates.bandwidth_bytes_per_s)
+    seconds = max(flops / _flops_per_s(node, rates), moved_bytes(node) / rates.bandwidth_bytes_per_s)
     return round(seconds * 1e9) + rates.launch_ns + arithmetic_ns(node, rates)
+
+
+def _flops_per_s(node: fx.Node, rates: DeviceRates) -> float:
+    dtype = _dtype(node)
+    peak_flops = products_per_s(rates, dtype, convolves=is_convolution(node))
+    if is_attention(node):
+        return rates.attention_flops_per_s.get((_kind(dtype), "backward" in str(packet(node))), peak_flops)
+    return peak_flops
 
 
 def products_per_s(rates: DeviceRates, dtype: torch.dtype, *, convolves: bool) -> float:
@@ -116,8 +131,13 @@ def products_per_s(rates: DeviceRates, dtype: torch.dtype, *, convolves: bool) -
     rounds = _torch_compat.float32_precision(convolves=convolves) == "tf32"
     if dtype is torch.float32 and rates.tf32_flops_per_s is not None and rounds:
         return rates.tf32_flops_per_s
-    half = torch.bfloat16 if dtype is torch.float16 else dtype
-    return rates.flops_per_s.get(half, rates.flops_per_s[torch.float32])
+    peak_flops = rates.flops_per_s.get(_kind(dtype), rates.flops_per_s[torch.float32])
+    return rates.convolution_flops_per_s.get(_kind(dtype), peak_flops) if convolves else peak_flops
+
+
+def _kind(dtype: torch.dtype) -> torch.dtype:
+    """Both halves are as fast."""
+    return torch.bfloat16 if dtype is torch.float16 else dtype
 
 
 def arithmetic_ns(node: fx.Node, rates: DeviceRates) -> int:

@@ -1,6 +1,9 @@
-"""How long kernels take on this machine: `cost_model="measured"`.
+"""How long things take on this machine: what a processor can do, and with `cost_model="measured"` each kernel.
 
-An op is timed on dummy data, and kept on disk (`kept_times`) by op, shapes, strides, dtypes, device and settings of
+Rates of a processor are measured once and kept on disk by its name (`kept_times`), in a second or two. GPUs have
+datasheets (`costs`).
+
+A kernel is timed on dummy data, and kept on disk (`kept_times`) by op, shapes, strides, dtypes, device and settings of
 speed, so that a second process plans with the same times. What Inductor generates itself is not there to be timed
 before there is a plan: its loops are priced by the bytes they move, at the bandwidth that is measured here, and slow
 arithmetic at the constants of `costs`, for a processor as much faster as its products are.
@@ -10,18 +13,19 @@ page is a fault; a kernel that writes 64 MiB seems to take twice as long. A cach
 reuses its memory, do not pay that, so the faults of a run are counted and taken off at what one costs here.
 """
 
+import math
 import mmap
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import fx
+from torch.nn.functional import scaled_dot_product_attention
 
 from remat_pass import _torch_compat
-from remat_pass.costs import DeviceRates, device_rates
+from remat_pass.costs import DRAW, TYPICAL_CPU, DeviceRates, card_rates
 from remat_pass.kept_times import keep_times, processor_name, read_times
 from remat_pass.probe import dummy_run
 from remat_pass.progress import shown_if_slow
@@ -29,12 +33,28 @@ from remat_pass.progress import shown_if_slow
 _RUNS = 5
 _ENOUGH_NS = 500_000_000
 """No further run is made of an op that has taken so long."""
+_LEAST_NS = 100_000_000
+"""So long each rate of a processor is measured, for what else runs there must not become one that is kept."""
 
 _COPIED_BYTES = 64 * 2**20
 """More than most caches hold."""
 _SIDE = 512
 """Of the square matrices whose product tells what the processor can do."""
+_IMAGES = (4, 64, 32, 32)
+"""What a convolution of 3 x 3 reads and writes."""
+_HEADS = (1, 4, 256, 64)
+"""Of queries, keys and values: batch, heads, positions, width."""
+_ATTENTION_FLOPS = 4 * math.prod(_HEADS) * _HEADS[2]
+_FLOPS = {
+    "launch": 0,
+    "product": 2 * _SIDE**3,
+    "convolution": 2 * 9 * math.prod(_IMAGES) * _IMAGES[1],
+    "attention": _ATTENTION_FLOPS,
+    "attention backward": 2.5 * _ATTENTION_FLOPS,
+}
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_FAST_DTYPES = (torch.float32, torch.bfloat16)
+"""Those of convolutions and attention; others are taken to be as fast as products."""
 
 Run = Callable[[], object]
 
@@ -62,45 +82,93 @@ def time_kernels(nodes: Sequence[fx.Node]) -> dict[str, int]:
     return {name: known[key] for name, key in keys.items() if key in known}
 
 
-def rates_of(device_type: str, cost_model: str) -> DeviceRates:
-    """What a device can do: a processor measured for "measured", a constant otherwise; a GPU by its datasheet."""
-    return _processor_rates() if (device_type, cost_model) == ("cpu", "measured") else device_rates(device_type)
+def rates_of(device_type: str) -> DeviceRates:
+    """What a device can do: a processor as measured, a GPU by its datasheet."""
+    return processor_rates() if device_type == "cpu" else card_rates()
 
 
-def _processor_rates() -> DeviceRates:
-    """Of this processor with the threads that torch has now, measured once and kept on disk."""
-    measurements: dict[str, Callable[[], int]] = {"copy": _copy_ns, "launch": _launch_ns}
-    measurements |= {str(dtype): partial(_product_ns, dtype) for dtype in _DTYPES}
-    keys = {name: f"{name}, {torch.get_num_threads()} threads" for name in measurements}
-    typical = device_rates("cpu")
-    if _torch_compat.profiler_is_running() and not set(keys.values()) <= read_times().keys():
-        return typical
-    times = _times({keys[name]: measure for name, measure in measurements.items()})
-    flops_per_s = {dtype: 2 * _SIDE**3 / times[keys[str(dtype)]] * 1e9 for dtype in _DTYPES}
-    speed = flops_per_s[torch.float32] / typical.flops_per_s[torch.float32]
-    return replace(
-        typical,
-        name=processor_name(),
-        flops_per_s=flops_per_s,
-        bandwidth_bytes_per_s=2 * _COPIED_BYTES / times[keys["copy"]] * 1e9,
-        launch_ns=times[keys["launch"]],
-        slow_ns={op: ns / speed for op, ns in typical.slow_ns.items()},
+def processor_rates() -> DeviceRates:
+    """Of this processor with the threads that torch has now, measured once and kept on disk.
+
+    Slow arithmetic is that of a typical one, for this one as much faster as its products are; draws are no vector
+    arithmetic. Under a profiler, which would be timed, too, a processor that is not known yet is taken for that one.
+    """
+    threads = torch.get_num_threads()
+    copy = f"copy, {threads} threads"
+    measurements = {copy: _copy_ns, **_ON_ONE_THREAD}
+    if _torch_compat.profiler_is_running() and not measurements.keys() <= read_times().keys():
+        return TYPICAL_CPU
+    ns = _times(measurements)
+    per_s = {what: threads * _FLOPS[what.partition(",")[0]] / ns[what] * 1e9 for what in _ON_ONE_THREAD}
+    flops_per_s = {dtype: per_s[f"product, {dtype}"] for dtype in _DTYPES}
+    speed = flops_per_s[torch.float32] / TYPICAL_CPU.flops_per_s[torch.float32]
+    return DeviceRates(
+        processor_name(),
+        flops_per_s,
+        2 * _COPIED_BYTES / ns[copy] * 1e9,
+        ns["launch"],
+        convolution_flops_per_s={d: per_s[f"convolution, {d}"] for d in _FAST_DTYPES},
+        attention_flops_per_s={
+            **{(d, False): per_s[f"attention, {d}"] for d in _FAST_DTYPES},
+            **{(d, True): per_s[f"attention backward, {d}"] for d in _FAST_DTYPES},
+        },
+        slow_ns={op: slow if op == DRAW else slow / speed for op, slow in TYPICAL_CPU.slow_ns.items()},
     )
 
 
 def _copy_ns() -> int:
     source = torch.ones(_COPIED_BYTES, dtype=torch.uint8, device="cpu")
-    return _fastest_ns(partial(source.clone().copy_, source), 0)
+    return _fastest_ns(partial(source.clone().copy_, source), 0, least_ns=_LEAST_NS)
+
+
+def _alone_ns(run: Run) -> int:
+    """On one thread, which is soon left alone for a while where other processes run; of several one always waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _fastest_ns(run, 0, least_ns=_LEAST_NS)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _launch_ns() -> int:
     one = torch.ones(1, device="cpu")
-    return _fastest_ns(partial(torch.add, one, one, out=one), 0)
+    return _alone_ns(partial(torch.add, one, one, out=one))
 
 
 def _product_ns(dtype: torch.dtype) -> int:
     matrix = torch.full((_SIDE, _SIDE), 0.5, dtype=dtype, device="cpu")
-    return _fastest_ns(partial(torch.mm, matrix, matrix, out=torch.empty_like(matrix)), 0)
+    return _alone_ns(partial(torch.mm, matrix, matrix, out=torch.empty_like(matrix)))
+
+
+def _convolution_ns(dtype: torch.dtype) -> int:
+    images = torch.full(_IMAGES, 0.5, dtype=dtype, device="cpu").to(memory_format=torch.channels_last)
+    filters = torch.full((_IMAGES[1], _IMAGES[1], 3, 3), 0.5, dtype=dtype, device="cpu")
+    filters = filters.to(memory_format=torch.channels_last)
+    return _alone_ns(partial(torch.conv2d, images, filters, padding=1))
+
+
+def _attention_ns(dtype: torch.dtype) -> int:
+    heads = torch.full(_HEADS, 0.5, dtype=dtype, device="cpu")
+    return _alone_ns(partial(scaled_dot_product_attention, heads, heads, heads))
+
+
+def _attention_backward_ns(dtype: torch.dtype) -> int:
+    with torch.enable_grad():
+        heads = torch.full(_HEADS, 0.5, dtype=dtype, device="cpu", requires_grad=True)
+        result = scaled_dot_product_attention(heads, heads, heads)
+        gradient = torch.ones_like(result)
+        return _alone_ns(partial(torch.autograd.grad, result, heads, gradient, retain_graph=True))
+
+
+_ON_ONE_THREAD: Mapping[str, Callable[[], int]] = {
+    "launch": _launch_ns,
+    **{f"product, {dtype}": partial(_product_ns, dtype) for dtype in _DTYPES},
+    **{f"convolution, {dtype}": partial(_convolution_ns, dtype) for dtype in _FAST_DTYPES},
+    **{f"attention, {dtype}": partial(_attention_ns, dtype) for dtype in _FAST_DTYPES},
+    **{f"attention backward, {dtype}": partial(_attention_backward_ns, dtype) for dtype in _FAST_DTYPES},
+}
+"""What is measured of a processor beside copying: nanoseconds by what it is."""
 
 
 def _times(measurements: Mapping[str, Callable[[], int]]) -> dict[str, int]:
@@ -125,9 +193,10 @@ def _page_fault_ns() -> int:
     return min(costs)
 
 
-def _fastest_ns(run: Run, fault_ns: int) -> int:
+def _fastest_ns(run: Run, fault_ns: int, least_ns: int = 0) -> int:
+    """Of some runs, and of as many as take `least_ns` together."""
     spent, durations = 0, list[int]()
-    while len(durations) < _RUNS and spent < _ENOUGH_NS:
+    while (len(durations) < _RUNS and spent < _ENOUGH_NS) or spent < least_ns:
         duration, faults = _observe(run)
         spent += duration
         durations.append(max(duration // 4, duration - faults * fault_ns))

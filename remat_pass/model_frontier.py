@@ -245,7 +245,7 @@ def _plan(
     joint, problem, _ = analyze(captured, fuses=fuses, cost_model=options.cost_model)
     incumbent = torch_partition(captured, problem, inputs) if fuses else None
     extra = () if incumbent is None or incumbent.is_wrong else (incumbent.keep,)
-    rates = rates_of(main_device_type(joint.nodes), options.cost_model)
+    rates = rates_of(main_device_type(joint.nodes))
     patches = inductor_patches(options, checkpoints=bool(captured.wishes))
     orders = orders_of(problem, patches)
     ways = [(ordered, True) for ordered in orders]

@@ -104,7 +104,7 @@ def partition(
     fuses = options.lowering == "inductor"
     captured = capture(module, forward_count=forward_count, static_indices=static_indices)
     joint, problem, unprobed = analyze(captured, fuses=fuses, cost_model=options.cost_model)
-    rates = rates_of(main_device_type(joint.nodes), options.cost_model)
+    rates = rates_of(main_device_type(joint.nodes))
     patches = inductor_patches(options, checkpoints=bool(captured.wishes))
     ordered = orders_of(problem, patches)
     judging = Stopwatch()

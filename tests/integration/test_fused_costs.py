@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch._inductor.decomposition import select_decomp_table
 
 from remat_pass.analysis import analyze
-from remat_pass.costs import device_rates, transfer_ns
+from remat_pass.costs import TYPICAL_CPU as CPU
+from remat_pass.costs import transfer_ns
 from remat_pass.problem import RematProblem, Value
 from remat_pass.solver import frontier
 from tests.support.small_graphs import capture_joint
 
 ROWS, WIDTH, HIDDEN = 1024, 64, 128
-CPU = device_rates("cpu")
 
 
 class Gated(nn.Module):

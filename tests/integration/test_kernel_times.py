@@ -1,4 +1,4 @@
-"""`cost_model="measured"`: kernels are timed once on a machine, and never without need."""
+"""Kernels are timed once on a machine, with `cost_model="measured"` alone, and so is what its processor can do."""
 
 import io
 import json
@@ -15,12 +15,17 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import remat_pass
 from remat_pass import kept_times, kernel_times, progress
+from remat_pass.costs import DRAW, TYPICAL_CPU
 from remat_pass.probe import dummy_run
 from tests.support.models import floats, seeded
 from tests.support.training import assert_same, compiled, train
 
 SIDE = 256
 ROWS = floats(64, 32)
+PROCESSOR_RATES = kernel_times.processor_rates
+"""Which the tests' configuration replaces, but not before this module is imported."""
+MEASUREMENTS = 2 + 3 + 3 * 2
+"""Of copies and launches; products in three dtypes; convolutions, attention and its backward in two."""
 
 
 @pytest.fixture(autouse=True)
@@ -36,11 +41,12 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     runs: list[object] = []
     fastest = kernel_times._fastest_ns
 
-    def counted(run: kernel_times.Run, fault_ns: int) -> int:
+    def counted(run: kernel_times.Run, fault_ns: int, least_ns: int = 0) -> int:
         runs.append(run)
-        return fastest(run, fault_ns)
+        return fastest(run, fault_ns, min(least_ns, 1_000_000))
 
     monkeypatch.setattr(kernel_times, "_fastest_ns", counted)
+    monkeypatch.setattr(kernel_times, "processor_rates", PROCESSOR_RATES)
     return runs
 
 
@@ -128,13 +134,18 @@ def test_a_second_compilation_plans_with_the_times_of_the_first(measured: list[o
     assert 2 * kernel_times._COPIED_BYTES / seconds < 5e11
 
 
-def test_nothing_is_timed_for_inference_or_under_the_default_cost_model(measured: list[object], store: Path) -> None:
-    module = seeded(Mlp)()
+def test_nothing_is_timed_for_inference(measured: list[object], store: Path) -> None:
     with torch.no_grad():
-        compiled(module, memory_budget=0.5, cost_model="measured")(ROWS)
-    compiled(module, memory_budget=0.7)(ROWS).backward()
+        compiled(seeded(Mlp)(), memory_budget=0.5, cost_model="measured")(ROWS)
     assert not measured
     assert not store.exists()
+
+
+def test_the_default_cost_model_times_the_processor_alone(measured: list[object], store: Path) -> None:
+    compiled(seeded(Mlp)(), memory_budget=0.7)(ROWS).backward()
+    assert len(measured) == MEASUREMENTS
+    kept = json.loads(next(store.iterdir()).read_text())["times_ns"]
+    assert not [key for key in kept if key.startswith("aten.")]
 
 
 def test_an_op_that_refuses_dummy_data_has_no_time() -> None:
@@ -183,21 +194,58 @@ def test_fresh_pages_are_no_part_of_a_kernel(monkeypatch: pytest.MonkeyPatch) ->
     assert kernel_times._fastest_ns(lambda: None, 100) == 2_250
 
 
-def test_rates_of_the_processor_are_measured_once(monkeypatch: pytest.MonkeyPatch, measured: list[object]) -> None:
-    monkeypatch.setattr(kernel_times, "_SIDE", 64)
-    monkeypatch.setattr(kernel_times, "_COPIED_BYTES", 2**20)
-    rates = kernel_times.rates_of("cpu", "measured")
+def test_what_a_processor_can_do_is_measured_once(measured: list[object], store: Path) -> None:
+    threads = torch.get_num_threads()
+    rates = PROCESSOR_RATES()
     count = len(measured)
-    assert rates == kernel_times.rates_of("cpu", "measured")
-    assert len(measured) == count == 5
-    assert min(rates.flops_per_s.values()) > 1e6
-    assert 1e8 < rates.bandwidth_bytes_per_s < 1e13
+    assert rates == PROCESSOR_RATES()
+    assert len(measured) == count == MEASUREMENTS
+    assert len(json.loads(next(store.iterdir()).read_text())["times_ns"]) == count
+    assert torch.get_num_threads() == threads
     assert rates.name == kept_times.processor_name()
+    for flops_per_s in (rates.flops_per_s, rates.convolution_flops_per_s, rates.attention_flops_per_s):
+        assert min(flops_per_s.values()) > 1e8 and max(flops_per_s.values()) < 1e15
+    assert 1e8 < rates.bandwidth_bytes_per_s < 1e13
 
 
-def test_the_default_rates_are_constants(measured: list[object]) -> None:
-    assert kernel_times.rates_of("cpu", "roofline").name == "cpu"
+def test_twice_the_threads_do_twice_the_flops(monkeypatch: pytest.MonkeyPatch, measured: list[object]) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    alone = PROCESSOR_RATES()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    before = len(measured)
+    assert PROCESSOR_RATES().flops_per_s == {dtype: 2 * rate for dtype, rate in alone.flops_per_s.items()}
+    assert len(measured) == before + 1, "only copying depends on the number of threads"
+
+
+def test_slow_arithmetic_is_as_much_faster_as_products_are(measured: list[object]) -> None:
+    rates = PROCESSOR_RATES()
+    speed = rates.flops_per_s[torch.float32] / TYPICAL_CPU.flops_per_s[torch.float32]
+    assert rates.slow_ns["aten.tanh"] == pytest.approx(TYPICAL_CPU.slow_ns["aten.tanh"] / speed)
+    assert rates.slow_ns[DRAW] == TYPICAL_CPU.slow_ns[DRAW]
+
+
+def test_threads_are_as_before_when_a_measurement_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    set_to: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+
+    def failing() -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        kernel_times._alone_ns(failing)
+    assert set_to == [1, threads + 1]
+
+
+def test_a_processor_is_typical_under_a_profiler_until_it_is_known(measured: list[object]) -> None:
+    with torch.autograd.profiler.profile():
+        assert PROCESSOR_RATES() == TYPICAL_CPU
     assert not measured
+    rates = PROCESSOR_RATES()
+    with torch.autograd.profiler.profile():
+        assert PROCESSOR_RATES() == rates
 
 
 class _Terminal:

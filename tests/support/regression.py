@@ -21,6 +21,7 @@ from remat_pass.liveness import Liveness, simulate
 from remat_pass.problem import RematProblem
 from remat_pass.schedule import Program
 from tests.support.models import LARGE
+from tests.support.rates import typical_processor
 from tests.support.rig_process import run
 from tests.support.training import compiled
 
@@ -144,7 +145,9 @@ def recorded() -> dict[str, Figures]:
 def main() -> None:
     """Record the figures of the working tree."""
     others = json.loads(RECORD.read_text())
-    RECORD.write_text(json.dumps({**others, _VERSION: measure()}, indent=1, sort_keys=True) + "\n")
+    with typical_processor():
+        figures = measure()
+    RECORD.write_text(json.dumps({**others, _VERSION: figures}, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

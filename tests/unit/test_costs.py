@@ -1,6 +1,7 @@
 """What ops cost: attention on a processor by its shape, and arithmetic that takes longer than moving bytes."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,15 +9,15 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from remat_pass.costs import arithmetic_ns, device_rates, moved_bytes, products_per_s, roofline_ns
+from remat_pass.costs import TYPICAL_CPU as CPU
+from remat_pass.costs import arithmetic_ns, card_rates, moved_bytes, products_per_s, roofline_ns
 
 aten = torch.ops.aten
-
-CPU = device_rates("cpu")
 
 SHAPE = (2, 4, 256, 64)
 PRODUCTS = 4 * 2 * 4 * 256 * 256 * 64
 """FLOPs of queries by keys, and of their scores by values."""
+FULL = CPU.flops_per_s[torch.float32]
 
 
 def last_op(function: Callable[..., object], *inputs: Tensor) -> fx.Node:
@@ -34,13 +35,25 @@ def attention_backward(gradient: Tensor, *qkv: Tensor) -> Tensor:
     return aten._scaled_dot_product_flash_attention_for_cpu_backward(gradient, *qkv, out, logsumexp, 0.0, False)[0]
 
 
-def test_attention_on_a_processor_takes_the_time_of_its_products() -> None:
+def test_attention_takes_the_time_of_its_products() -> None:
     """Torch's counter does not know it; taken for one FLOP an element, it would be recomputed at every budget."""
     qkv = [torch.ones(SHAPE)] * 3
-    at_full_rate = PRODUCTS / CPU.flops_per_s[torch.float32] * 1e9
-    assert roofline_ns(last_op(attention, *qkv), CPU) == pytest.approx(at_full_rate / CPU.attention_share, rel=0.01)
-    backward = roofline_ns(last_op(attention_backward, torch.ones(SHAPE), *qkv), CPU)
-    assert backward == pytest.approx(2.5 * at_full_rate / CPU.attention_share, rel=0.01)
+    rates = replace(CPU, attention_flops_per_s={(torch.float32, False): 4e10, (torch.float32, True): 1e10})
+    for one, forward_per_s, backward_per_s in (
+        (rates, 4e10, 1e10),
+        (replace(rates, attention_flops_per_s={}), *[FULL] * 2),
+    ):
+        forward_ns = roofline_ns(last_op(attention, *qkv), one)
+        backward_ns = roofline_ns(last_op(attention_backward, torch.ones(SHAPE), *qkv), one)
+        assert forward_ns == pytest.approx(PRODUCTS / forward_per_s * 1e9, rel=0.01)
+        assert backward_ns == pytest.approx(2.5 * PRODUCTS / backward_per_s * 1e9, rel=0.01)
+
+
+def test_convolutions_have_a_rate_of_their_own_where_there_is_one() -> None:
+    rates = replace(CPU, convolution_flops_per_s={torch.bfloat16: 1e10})
+    for dtype, per_s in ((torch.float32, FULL), (torch.bfloat16, 1e10), (torch.float16, 1e10)):
+        assert products_per_s(rates, dtype, convolves=True) == per_s
+        assert products_per_s(rates, dtype, convolves=False) == FULL
 
 
 @pytest.mark.parametrize(
@@ -73,7 +86,7 @@ def test_slow_arithmetic_adds_to_the_bytes(
     moved_ns = moved_bytes(node) / CPU.bandwidth_bytes_per_s * 1e9
     assert roofline_ns(node, CPU) == pytest.approx(moved_ns + arithmetic + CPU.launch_ns, rel=0.01)
     # A GPU has units for it.
-    assert arithmetic_ns(node, device_rates("cuda")) == 0
+    assert arithmetic_ns(node, card_rates()) == 0
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -108,7 +121,7 @@ def restored_precision() -> Iterator[None]:
 @pytest.mark.usefixtures("restored_precision")
 @pytest.mark.parametrize("convolves", [False, True])
 def test_tensor_float_32_counts_where_torch_may_use_it(convolves: bool) -> None:
-    card = device_rates("cuda")
+    card = card_rates()
     settings = torch.backends.cudnn.conv if convolves else torch.backends.cuda.matmul
     assert settings.fp32_precision == ("tf32" if convolves else "none"), "torch's defaults"
     for precision, teraflops in (("tf32", 494), ("ieee", 67)):
@@ -132,4 +145,4 @@ def test_tensor_float_32_counts_where_torch_may_use_it(convolves: bool) -> None:
 def test_a_card_is_known_by_its_name(name: str, card: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
-    assert device_rates("cuda").name == card
+    assert card_rates().name == card

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from remat_pass import _torch_compat
 from remat_pass.compilation import compile_and_judge
-from remat_pass.costs import device_rates
+from remat_pass.costs import card_rates
 from remat_pass.report import publish
 from tests.support.gpu_rig import wrapper
 from tests.support.gpu_rig.capture import Capture, capture
@@ -88,7 +88,7 @@ def generate_sources(
 
 def measure(captured: Capture, forward: Generated, backward: Generated) -> GpuLowering:
     """Run both wrappers on fake tensors, one after the other, as autograd would; needs `fake_gpu`."""
-    meter = Meter(device_rates("cuda"))
+    meter = Meter(card_rates())
     run_forward, run_backward = (
         wrapper.load(g.source, meter.kernel, wrapper.ON_FAKE_TENSORS) for g in (forward, backward)
     )

@@ -3,7 +3,7 @@
 `torch._dynamo.reset()` throws away every contestant's code, and the allocator's behaviour is fixed when a process
 starts, so nobody shares a process. The driver asks, one question at a time, and this answers:
 
-    probe      what Inductor finds out about the processor once, into its cache
+    probe      what Inductor and we find out about the processor once, into Inductor's cache
     prepare    build, compile (the first step), how much memory the process takes
     refer      write the gradients that others are compared with
     check      gradients and measured peak
@@ -33,6 +33,7 @@ from benchmarks.contest import gradients
 from benchmarks.contest.channel import one_line, serve
 from benchmarks.contest.contestants import CONTESTANTS, Unavailable
 from benchmarks.contest.models import MODELS, Model, with_autocast, without_autocast
+from remat_pass.kernel_times import processor_rates
 
 _SEED = 1234
 _MAXRSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
@@ -61,8 +62,8 @@ class Runner:
     device: torch.device
 
     def probe(self) -> dict[str, Any]:
-        """Try which vector instructions compile and run: some ten seconds, and no part of compiling a model."""
-        return {"vectors": str(pick_vec_isa())}
+        """Which vector instructions compile and run, and at what rates: some ten seconds, no part of compiling a model."""
+        return {"vectors": str(pick_vec_isa()), "rates": repr(processor_rates())}
 
     def prepare(
         self, model: str, contestant: str, options: dict[str, Any], precision: str, device: str

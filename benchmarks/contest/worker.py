@@ -62,7 +62,7 @@ class Runner:
     device: torch.device
 
     def probe(self) -> dict[str, Any]:
-        """Which vector instructions compile and run, and at what rates: some ten seconds, no part of compiling a model."""
+        """Which vector instructions compile and run, and how fast: some ten seconds, no part of compiling a model."""
         return {"vectors": str(pick_vec_isa()), "rates": repr(processor_rates())}
 
     def prepare(

@@ -61,6 +61,18 @@ def test_slowdowns_are_against_the_plan_without_a_budget() -> None:
     assert accuracy.rank_correlation(found[:2]) is None
 
 
+def test_a_plan_that_several_budgets_lead_to_counts_once() -> None:
+    again = [
+        ours(point, predicted=300, measured=310, step=step, budget=2, predicted_step_ns=140)
+        for point, step in (("0.2", 1.21), ("0.1", 1.32))
+    ]
+    found = accuracy.slowdown_errors([*ROWS, *again], "caching")
+    assert accuracy.rank_correlation(found) < 0.9
+    plans = accuracy.of_plans(found)
+    assert [(e.row.point, pytest.approx(e.measured)) for e in plans] == [("0.6", 0.1), ("0.4", 0.25), ("least", 0.3)]
+    assert accuracy.rank_correlation(plans) == pytest.approx(1.0)
+
+
 def test_compile_times_are_compared_at_the_nearest_peak() -> None:
     free, budgeted = accuracy.compile_times(ROWS)
     assert (free.row.point, free.theirs.contestant, free.ratio) == ("none", "inductor", 1.2)

@@ -13,6 +13,7 @@ page is a fault; a kernel that writes 64 MiB seems to take twice as long. A cach
 reuses its memory, do not pay that, so the faults of a run are counted and taken off at what one costs here.
 """
 
+import itertools
 import math
 import mmap
 import sys
@@ -38,6 +39,9 @@ _LEAST_NS = 100_000_000
 
 _COPIED_BYTES = 64 * 2**20
 """More than most caches hold."""
+_PIECE_BYTES = 4 * 2**20
+_FEW = 4
+"""So many threads have as many times the bandwidth of one; more may not, and if a processor is busy, none has it."""
 _SIDE = 512
 """Of the square matrices whose product tells what the processor can do."""
 _IMAGES = (4, 64, 32, 32)
@@ -46,7 +50,6 @@ _HEADS = (1, 4, 256, 64)
 """Of queries, keys and values: batch, heads, positions, width."""
 _ATTENTION_FLOPS = 4 * math.prod(_HEADS) * _HEADS[2]
 _FLOPS = {
-    "launch": 0,
     "product": 2 * _SIDE**3,
     "convolution": 2 * 9 * math.prod(_IMAGES) * _IMAGES[1],
     "attention": _ATTENTION_FLOPS,
@@ -94,18 +97,18 @@ def processor_rates() -> DeviceRates:
     arithmetic. Under a profiler, which would be timed, too, a processor that is not known yet is taken for that one.
     """
     threads = torch.get_num_threads()
-    copy = f"copy, {threads} threads"
-    measurements = {copy: _copy_ns, **_ON_ONE_THREAD}
+    together = f"copy, {threads} threads"
+    measurements = {together: _copy_ns, **_ON_ONE_THREAD}
     if _torch_compat.profiler_is_running() and not measurements.keys() <= read_times().keys():
         return TYPICAL_CPU
     ns = _times(measurements)
-    per_s = {what: threads * _FLOPS[what.partition(",")[0]] / ns[what] * 1e9 for what in _ON_ONE_THREAD}
+    per_s = {what: threads * _FLOPS.get(what.partition(",")[0], 0) / ns[what] * 1e9 for what in _ON_ONE_THREAD}
     flops_per_s = {dtype: per_s[f"product, {dtype}"] for dtype in _DTYPES}
     speed = flops_per_s[torch.float32] / TYPICAL_CPU.flops_per_s[torch.float32]
     return DeviceRates(
         processor_name(),
         flops_per_s,
-        2 * _COPIED_BYTES / ns[copy] * 1e9,
+        2 * _PIECE_BYTES * max(1 / ns[together], min(threads, _FEW) / ns["copy"]) * 1e9,
         ns["launch"],
         convolution_flops_per_s={d: per_s[f"convolution, {d}"] for d in _FAST_DTYPES},
         attention_flops_per_s={
@@ -116,41 +119,52 @@ def processor_rates() -> DeviceRates:
     )
 
 
+def _at_best_ns(run: Run) -> int:
+    return _fastest_ns(run, 0, least_ns=_LEAST_NS)
+
+
 def _copy_ns() -> int:
+    """Of one piece, each time another one, which is in no cache."""
     source = torch.ones(_COPIED_BYTES, dtype=torch.uint8, device="cpu")
-    return _fastest_ns(partial(source.clone().copy_, source), 0, least_ns=_LEAST_NS)
+    pieces = itertools.cycle(zip(source.clone().split(_PIECE_BYTES), source.split(_PIECE_BYTES), strict=True))
+
+    def copy() -> None:
+        to, piece = next(pieces)
+        to.copy_(piece)
+
+    return _at_best_ns(copy)
 
 
-def _alone_ns(run: Run) -> int:
+def _alone(measure: Callable[[], int]) -> int:
     """On one thread, which is soon left alone for a while where other processes run; of several one always waits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _fastest_ns(run, 0, least_ns=_LEAST_NS)
+        return measure()
     finally:
         torch.set_num_threads(threads)
 
 
 def _launch_ns() -> int:
     one = torch.ones(1, device="cpu")
-    return _alone_ns(partial(torch.add, one, one, out=one))
+    return _at_best_ns(partial(torch.add, one, one, out=one))
 
 
 def _product_ns(dtype: torch.dtype) -> int:
     matrix = torch.full((_SIDE, _SIDE), 0.5, dtype=dtype, device="cpu")
-    return _alone_ns(partial(torch.mm, matrix, matrix, out=torch.empty_like(matrix)))
+    return _at_best_ns(partial(torch.mm, matrix, matrix, out=torch.empty_like(matrix)))
 
 
 def _convolution_ns(dtype: torch.dtype) -> int:
     images = torch.full(_IMAGES, 0.5, dtype=dtype, device="cpu").to(memory_format=torch.channels_last)
     filters = torch.full((_IMAGES[1], _IMAGES[1], 3, 3), 0.5, dtype=dtype, device="cpu")
     filters = filters.to(memory_format=torch.channels_last)
-    return _alone_ns(partial(torch.conv2d, images, filters, padding=1))
+    return _at_best_ns(partial(torch.conv2d, images, filters, padding=1))
 
 
 def _attention_ns(dtype: torch.dtype) -> int:
     heads = torch.full(_HEADS, 0.5, dtype=dtype, device="cpu")
-    return _alone_ns(partial(scaled_dot_product_attention, heads, heads, heads))
+    return _at_best_ns(partial(scaled_dot_product_attention, heads, heads, heads))
 
 
 def _attention_backward_ns(dtype: torch.dtype) -> int:
@@ -158,17 +172,21 @@ def _attention_backward_ns(dtype: torch.dtype) -> int:
         heads = torch.full(_HEADS, 0.5, dtype=dtype, device="cpu", requires_grad=True)
         result = scaled_dot_product_attention(heads, heads, heads)
         gradient = torch.ones_like(result)
-        return _alone_ns(partial(torch.autograd.grad, result, heads, gradient, retain_graph=True))
+        return _at_best_ns(partial(torch.autograd.grad, result, heads, gradient, retain_graph=True))
 
 
-_ON_ONE_THREAD: Mapping[str, Callable[[], int]] = {
+_MEASUREMENTS: Mapping[str, Callable[[], int]] = {
     "launch": _launch_ns,
+    "copy": _copy_ns,
     **{f"product, {dtype}": partial(_product_ns, dtype) for dtype in _DTYPES},
     **{f"convolution, {dtype}": partial(_convolution_ns, dtype) for dtype in _FAST_DTYPES},
     **{f"attention, {dtype}": partial(_attention_ns, dtype) for dtype in _FAST_DTYPES},
     **{f"attention backward, {dtype}": partial(_attention_backward_ns, dtype) for dtype in _FAST_DTYPES},
 }
-"""What is measured of a processor beside copying: nanoseconds by what it is."""
+_ON_ONE_THREAD: Mapping[str, Callable[[], int]] = {
+    what: partial(_alone, measure) for what, measure in _MEASUREMENTS.items()
+}
+"""What is measured of a processor, beside how its threads copy together: nanoseconds by what it is."""
 
 
 def _times(measurements: Mapping[str, Callable[[], int]]) -> dict[str, int]:

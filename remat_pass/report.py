@@ -284,9 +284,12 @@ def _summary(report: RematReport) -> str:
 def _decision_table(report: RematReport) -> Table:
     """The largest values, grouped by what became of them."""
     table = Table(box=None, pad_edge=False)
-    for heading, justify in (("action", "left"), ("value", "left"), ("op", "left"), ("bytes", "right")):
-        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("reason", no_wrap=True)
+    # Where the table is too wide, the others are wrapped and these stay whole.
+    table.add_column("action", no_wrap=True)
+    table.add_column("value")
+    table.add_column("op")
+    table.add_column("bytes", no_wrap=True, justify="right")
+    table.add_column("reason")
     table.add_column("source", no_wrap=True, justify="right")
     for action in ("saved", "recomputed"):
         rows = [d for d in report.decisions if d.action == action and d.op != "placeholder"]

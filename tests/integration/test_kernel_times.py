@@ -24,8 +24,9 @@ SIDE = 256
 ROWS = floats(64, 32)
 PROCESSOR_RATES = kernel_times.processor_rates
 """Which the tests' configuration replaces, but not before this module is imported."""
-MEASUREMENTS = 2 + 3 + 3 * 2
-"""Of copies and launches; products in three dtypes; convolutions, attention and its backward in two."""
+MEASUREMENTS = 3 + 3 + 3 * 2
+"""Of launches, copies on one thread and on all; products in three dtypes; convolutions, attention and its backward in
+two."""
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +132,7 @@ def test_a_second_compilation_plans_with_the_times_of_the_first(measured: list[o
     assert products and set(products) <= {ns for key, ns in kept.items() if key.startswith("aten.addmm")}
     # Measured on real data, although a graph is planned under a mode of fake ones.
     seconds = next(ns for key, ns in kept.items() if key.startswith("copy")) / 1e9
-    assert 2 * kernel_times._COPIED_BYTES / seconds < 5e11
+    assert 2 * kernel_times._PIECE_BYTES / seconds < 5e11
 
 
 def test_nothing_is_timed_for_inference(measured: list[object], store: Path) -> None:
@@ -209,13 +210,26 @@ def test_what_a_processor_can_do_is_measured_once(measured: list[object], store:
 
 
 def test_twice_the_threads_do_twice_the_flops(monkeypatch: pytest.MonkeyPatch, measured: list[object]) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     alone = PROCESSOR_RATES()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     before = len(measured)
     assert PROCESSOR_RATES().flops_per_s == {dtype: 2 * rate for dtype, rate in alone.flops_per_s.items()}
-    assert len(measured) == before + 1, "only copying depends on the number of threads"
+    assert len(measured) == before + 1, "only copying together depends on the number of threads"
+
+
+def test_threads_that_are_kept_from_copying_together_do_as_much_as_one_each(
+    monkeypatch: pytest.MonkeyPatch, measured: list[object], store: Path
+) -> None:
+    PROCESSOR_RATES()
+    (file,) = store.iterdir()
+    content = json.loads(file.read_text())
+    threads = torch.get_num_threads()
+    for together_ns, ns in ((10, 10), (10_000, 1000 / min(threads, 4))):
+        content["times_ns"] |= {"copy": 1000, f"copy, {threads} threads": together_ns}
+        file.write_text(json.dumps(content))
+        assert PROCESSOR_RATES().bandwidth_bytes_per_s == pytest.approx(2 * kernel_times._PIECE_BYTES / ns * 1e9)
 
 
 def test_slow_arithmetic_is_as_much_faster_as_products_are(measured: list[object]) -> None:
@@ -231,11 +245,11 @@ def test_threads_are_as_before_when_a_measurement_fails(monkeypatch: pytest.Monk
     set_to: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
 
-    def failing() -> None:
+    def failing() -> int:
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        kernel_times._alone_ns(failing)
+        kernel_times._alone(failing)
     assert set_to == [1, threads + 1]
 
 

@@ -6,6 +6,13 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+_ON_A_TYPICAL_PROCESSOR = """
+from tests.support.rates import typical_processor
+
+typical_processor().__enter__()
+"""
+"""Processes that begin at once on a machine that is not known yet would each measure it."""
+
 _COMPILE = """
 import torch
 import remat_pass
@@ -29,7 +36,7 @@ def _outputs(program: str, seeds: Iterable[int]) -> list[str]:
     """What the program prints in one process per hash seed."""
     runs = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", program],
+            [sys.executable, "-W", "ignore", "-c", _ON_A_TYPICAL_PROCESSOR + program],
             cwd=Path(__file__).parents[2],
             env={**os.environ, "PYTHONHASHSEED": str(seed)},
             stdout=subprocess.PIPE,

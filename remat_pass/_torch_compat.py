@@ -715,7 +715,7 @@ class InductorSchedule:
     kernels: tuple[tuple[str, ...], ...]
     """Names of the graph's nodes that each kernel computes."""
     is_loop: tuple[bool, ...]
-    """Whether Inductor generates the kernel, and not from a template of a library's op."""
+    """Whether Inductor generates loops for the kernel, and not from a template of a library's op."""
     is_call: tuple[bool, ...]
     """Whether the kernel is a call of a library or made from a template for one. Neither: a place to concatenate in, a
     part of what a call returned."""
@@ -726,7 +726,7 @@ class InductorSchedule:
     call_layouts: tuple[tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], ...]
     """Shape and strides of the tensors that each library call is given, in its order; empty for what is none."""
     moved_bytes: tuple[int, ...]
-    """What each kernel reads and writes, by Inductor's own count."""
+    """What the generated part of each kernel reads and writes, by Inductor's own count."""
     buffers: tuple[ScheduledBuffer, ...]
     overwritten: dict[str, str]
     """Buffer by the one it is written over: they share their memory."""
@@ -807,7 +807,7 @@ def _read_schedule(
     buffers = _join_concatenations(buffers, scheduler)
     return InductorSchedule(
         kernels=tuple(tuple(name for k in of for name in _origins(nodes[k])) for of in members),
-        is_loop=tuple(all(is_generated[k] and not nodes[k].is_template() for k in of) for of in members),
+        is_loop=tuple(any(is_generated[k] and not nodes[k].is_template() for k in of) for of in members),
         is_call=tuple(
             any(_is_library_call(part) or part.is_template() for k in of for part in nodes[k].get_nodes())
             for of in members
@@ -818,7 +818,9 @@ def _read_schedule(
             tuple(layout for k in of for part in nodes[k].get_nodes() for layout in _call_layouts(part))
             for of in members
         ),
-        moved_bytes=tuple(sum(size_hint(nodes[k].get_read_write_buffers_sizes()) for k in of) for of in members),
+        moved_bytes=tuple(
+            sum(size_hint(nodes[k].get_read_write_buffers_sizes()) for k in of if is_generated[k]) for of in members
+        ),
         buffers=tuple(buffers),
         overwritten=_find_overwritten(nodes, {b.name for b in buffers}),
         result_strides=(),

@@ -29,7 +29,10 @@ class DeviceRates:
     name: str
     flops_per_s: dict[torch.dtype, float]
     bandwidth_bytes_per_s: float
+    """Of generated loops, beside their slow arithmetic."""
     launch_ns: int
+    held_ns_per_byte: float = 0.0
+    """Of what forward leaves to backward, where loops are as fast as caches: to write it to memory and read it back."""
     convolution_flops_per_s: dict[torch.dtype, float] = field(default_factory=dict)
     """Of convolutions, for the dtypes where they are not as fast as products."""
     attention_flops_per_s: dict[tuple[torch.dtype, bool], float] = field(default_factory=dict)
@@ -46,6 +49,7 @@ _TERA = 1e12
 DRAW = "prims.inductor_random"
 _COMPARED_POSITIONS = "comparison of 64-bit integers"
 
+TYPICAL_THREADS = 2
 _FLOAT32, _BFLOAT16 = 0.15 * _TERA, 0.15 * _TERA
 
 TYPICAL_CPU = DeviceRates(

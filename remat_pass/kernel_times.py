@@ -5,8 +5,9 @@ datasheets (`costs`).
 
 A kernel is timed on dummy data, and kept on disk (`kept_times`) by op, shapes, strides, dtypes, device and settings of
 speed, so that a second process plans with the same times. What Inductor generates itself is not there to be timed
-before there is a plan: its loops are priced by the bytes they move, at the bandwidth that is measured here, and slow
-arithmetic at the constants of `costs`, for a processor as much faster as its products are.
+before there is a plan: its loops are priced by the bytes they move, at the rate of a loop that is measured here, and
+slow arithmetic at the constants of `costs`, for a processor as much faster as its products are. Loops are as fast as
+caches let them be; what forward leaves to backward is too much for those, and costs more.
 
 Fresh memory is not a kernel's own time. The C library maps large blocks anew for every run, and each first touch of a
 page is a fault; a kernel that writes 64 MiB seems to take twice as long. A caching allocator, and a training step that
@@ -26,7 +27,7 @@ from torch import fx
 from torch.nn.functional import scaled_dot_product_attention
 
 from remat_pass import _torch_compat
-from remat_pass.costs import DRAW, TYPICAL_CPU, DeviceRates, card_rates
+from remat_pass.costs import DRAW, TYPICAL_CPU, TYPICAL_THREADS, DeviceRates, card_rates
 from remat_pass.kept_times import keep_times, processor_name, read_times
 from remat_pass.probe import dummy_run
 from remat_pass.progress import shown_if_slow
@@ -39,9 +40,9 @@ _LEAST_NS = 100_000_000
 
 _COPIED_BYTES = 64 * 2**20
 """More than most caches hold."""
-_PIECE_BYTES = 4 * 2**20
-_FEW = 4
-"""So many threads have as many times the bandwidth of one; more may not, and if a processor is busy, none has it."""
+_PIECE_BYTES = 2**20
+_ROW = 256
+"""Elements of what a loop reduces."""
 _SIDE = 512
 """Of the square matrices whose product tells what the processor can do."""
 _IMAGES = (4, 64, 32, 32)
@@ -93,29 +94,34 @@ def rates_of(device_type: str) -> DeviceRates:
 def processor_rates() -> DeviceRates:
     """Of this processor with the threads that torch has now, measured once and kept on disk.
 
-    Slow arithmetic is that of a typical one, for this one as much faster as its products are; draws are no vector
-    arithmetic. Under a profiler, which would be timed, too, a processor that is not known yet is taken for that one.
+    Slow arithmetic is that of a typical one, for this one as much faster as its products are; draws, which are no
+    vector arithmetic, as it has more threads. Under a profiler, which would be timed, too, a processor that is not
+    known yet is taken for that one.
+
+    Threads share the memory: how much faster they are together only they can tell, if nothing else runs.
     """
     threads = torch.get_num_threads()
-    together = f"copy, {threads} threads"
-    measurements = {together: _copy_ns, **_ON_ONE_THREAD}
+    together = f"memory, {threads} threads"
+    measurements = {together: _memory_ns, **_ON_ONE_THREAD}
     if _torch_compat.profiler_is_running() and not measurements.keys() <= read_times().keys():
         return TYPICAL_CPU
     ns = _times(measurements)
-    per_s = {what: threads * _FLOPS.get(what.partition(",")[0], 0) / ns[what] * 1e9 for what in _ON_ONE_THREAD}
+    per_s = {what: threads * flops / ns[what] * 1e9 for what in ns if (flops := _FLOPS.get(what.partition(",")[0]))}
     flops_per_s = {dtype: per_s[f"product, {dtype}"] for dtype in _DTYPES}
+    slow_ns = TYPICAL_CPU.slow_ns
     speed = flops_per_s[torch.float32] / TYPICAL_CPU.flops_per_s[torch.float32]
     return DeviceRates(
         processor_name(),
         flops_per_s,
-        2 * _PIECE_BYTES * max(1 / ns[together], min(threads, _FEW) / ns["copy"]) * 1e9,
+        threads * 2 * _PIECE_BYTES / ns["loop"] * 1e9,
         ns["launch"],
+        held_ns_per_byte=min(ns[together], ns["memory"]) / _PIECE_BYTES,
         convolution_flops_per_s={d: per_s[f"convolution, {d}"] for d in _FAST_DTYPES},
         attention_flops_per_s={
             **{(d, False): per_s[f"attention, {d}"] for d in _FAST_DTYPES},
             **{(d, True): per_s[f"attention backward, {d}"] for d in _FAST_DTYPES},
         },
-        slow_ns={op: slow if op == DRAW else slow / speed for op, slow in TYPICAL_CPU.slow_ns.items()},
+        slow_ns={op: ns / (threads / TYPICAL_THREADS if op == DRAW else speed) for op, ns in slow_ns.items()},
     )
 
 
@@ -123,16 +129,27 @@ def _at_best_ns(run: Run) -> int:
     return _fastest_ns(run, 0, least_ns=_LEAST_NS)
 
 
-def _copy_ns() -> int:
-    """Of one piece, each time another one, which is in no cache."""
+def _loop_ns() -> int:
+    """Over a piece in a cache: like most loops of a training step it reduces rows, and reads what it has just made."""
+    rows = torch.full((_PIECE_BYTES // 4 // _ROW, _ROW), 0.5, device="cpu")
+    return _at_best_ns(partial(torch.softmax, rows, -1, out=torch.empty_like(rows)))
+
+
+def _memory_ns() -> int:
+    """Of a copy of one piece, what it takes longer if the piece is each time another one, which is in no cache."""
     source = torch.ones(_COPIED_BYTES, dtype=torch.uint8, device="cpu")
-    pieces = itertools.cycle(zip(source.clone().split(_PIECE_BYTES), source.split(_PIECE_BYTES), strict=True))
+    pieces = [*zip(source.clone().split(_PIECE_BYTES), source.split(_PIECE_BYTES), strict=True)]
 
-    def copy() -> None:
-        to, piece = next(pieces)
-        to.copy_(piece)
+    def copy_ns(pieces: list[tuple[torch.Tensor, torch.Tensor]]) -> int:
+        following = itertools.cycle(pieces)
 
-    return _at_best_ns(copy)
+        def copy() -> None:
+            to, piece = next(following)
+            to.copy_(piece)
+
+        return _at_best_ns(copy)
+
+    return copy_ns(pieces) - copy_ns(pieces[:1])
 
 
 def _alone(measure: Callable[[], int]) -> int:
@@ -177,7 +194,8 @@ def _attention_backward_ns(dtype: torch.dtype) -> int:
 
 _MEASUREMENTS: Mapping[str, Callable[[], int]] = {
     "launch": _launch_ns,
-    "copy": _copy_ns,
+    "loop": _loop_ns,
+    "memory": _memory_ns,
     **{f"product, {dtype}": partial(_product_ns, dtype) for dtype in _DTYPES},
     **{f"convolution, {dtype}": partial(_convolution_ns, dtype) for dtype in _FAST_DTYPES},
     **{f"attention, {dtype}": partial(_attention_ns, dtype) for dtype in _FAST_DTYPES},
@@ -186,7 +204,7 @@ _MEASUREMENTS: Mapping[str, Callable[[], int]] = {
 _ON_ONE_THREAD: Mapping[str, Callable[[], int]] = {
     what: partial(_alone, measure) for what, measure in _MEASUREMENTS.items()
 }
-"""What is measured of a processor, beside how its threads copy together: nanoseconds by what it is."""
+"""What is measured of a processor, beside what its threads together do to memory: nanoseconds by what it is."""
 
 
 def _times(measurements: Mapping[str, Callable[[], int]]) -> dict[str, int]:

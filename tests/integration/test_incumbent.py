@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from remat_pass import _torch_compat, partition, reports
 from remat_pass.analysis import analyze
 from remat_pass.choice import Judgement
+from remat_pass.costs import DeviceRates
 from remat_pass.errors import RematWarning
 from remat_pass.incumbent import Incumbent, torch_partition
 from remat_pass.joint_graph import JointGraph, capture
@@ -310,3 +312,20 @@ def test_views_of_one_storage_that_are_saved_are_judged_as_that_storage(monkeypa
     assert sum(node.meta["val"].shape == (4, 4, 256, 64) for node in taken) == 4
     # Three parts and the result, the gradients of these, and little besides; 15 MiB if each part were the whole.
     assert judgement.peak_bytes < 10 * 2**20
+
+
+def test_what_forward_leaves_to_backward_takes_time_by_its_storages(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps_ns: list[int] = []
+    judge_graphs = partition.judge_graphs
+
+    def twice(joint: JointGraph, graphs: Rewritten, *, rates: DeviceRates, **more: Any) -> Judgement:
+        for held_ns in (0.0, 1.0):
+            judgement = judge_graphs(joint, graphs.copy(), rates=replace(rates, held_ns_per_byte=held_ns), **more)
+            steps_ns.append(judgement.step_ns)
+        return judgement
+
+    monkeypatch.setattr(partition, "judge_graphs", twice)
+    planned_for_inductor(Attention(), floats(4, 256, 256))
+    without, held = steps_ns
+    product, result, log_sums = 3 * 2**20, 2**20, 4 * 4 * 256 * 4
+    assert held - without == product + result + log_sums

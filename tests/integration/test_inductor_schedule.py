@@ -200,6 +200,14 @@ def test_loops_up_to_a_library_call_are_one_function_in_cpp() -> None:
     assert kernel_with(found, "mm") == 1
 
 
+def test_loops_that_write_parts_of_a_concatenation_move_their_bytes() -> None:
+    module = trace(lambda x, w: [torch.cat([x.sin(), x.cos()]) @ w], (64, 64), (64, 64))
+    found = schedule(module)
+    joined = kernel_with(found, "cat")
+    assert found.is_loop[joined]
+    assert 3 * 64 * 64 * 4 <= found.moved_bytes[joined] <= 4 * 64 * 64 * 4
+
+
 def test_an_input_that_is_a_copy_is_free_after_its_last_use() -> None:
     module = trace(lambda primals_1, w: [(primals_1.sin() @ w).cos() @ w], (64, 64), (64, 64))
     (owned,) = (b for b in schedule(module, owned=("primals_1_1",)).buffers if b.name == "primals_1_1")

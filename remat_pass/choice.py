@@ -247,8 +247,8 @@ def _search(
 ) -> Candidate | None:
     """The fastest candidate found whose judged peak is at most the limit, or None.
 
-    Each trial aims at the simulated peak that should just fit, between those of the judged peaks next to the limit. The
-    candidates of low simulated peaks are the last resort.
+    Each trial aims at the simulated peak that should just fit, between those of the judged peaks next to the limit, and
+    at the least one there is where even that is higher. The candidates of low simulated peaks are the last resort.
 
     Args:
         candidates: By falling simulated peak and rising time.
@@ -260,8 +260,9 @@ def _search(
     judged = dict(known)
     best: Candidate | None = None
     tried: set[int] = set()
+    least = candidates[-1] if fastest_within(candidates, limit) else None
     for _ in range(_MAX_TRIALS):
-        candidate = fastest_within(candidates, _aim(judged, limit))
+        candidate = fastest_within(candidates, _aim(judged, limit)) or least
         if candidate is None or id(candidate) in tried:
             break
         tried.add(id(candidate))
@@ -276,8 +277,8 @@ def _search(
             best = candidate
     if best is None and resorts:
         # What would be named as the least reachable peak is accepted.
-        least = _least(resorts, peak_of)
-        best = least if peak_of(least) <= limit else None
+        lowest = _least(resorts, peak_of)
+        best = lowest if peak_of(lowest) <= limit else None
     return best
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from remat_pass.choice import CLOSE, Choice, Effort, Frontiers, IncumbentPlan, Judge, Judgement, choose, simulated_judge
 from remat_pass.problem import RematPlan, RematProblem
+from remat_pass.schedule import plan_of
 
 _Known = dict[tuple[RematPlan, int], Judgement]
 """What is known of plans, by plan and simulated peak."""
@@ -37,8 +38,10 @@ def first_fit(
 ) -> tuple[Choice, RematProblem, Judge]:
     """The choice by judgement, and its order.
 
-    Where no plan fits, those of low peak are judged, too, beginning with the order that promises the least of all. The
-    user's tags give way after that. In the end the choice is that of the least peak, and does not fit.
+    Where only the plan of least simulated peak fits, which may take far longer than any other, later orders are tried,
+    too, and the fastest plan is taken. Where no plan fits, those of low peak are judged, too, beginning with the order
+    that promises the least of all. The user's tags give way after that. In the end the choice is that of the least
+    peak, and does not fit.
 
     Args:
         orders: The problem in each, and who judges plans for it.
@@ -51,6 +54,7 @@ def first_fit(
     for effort in efforts:
         promised = {k: f.least(effort).peak_bytes if effort else 0 for k, f in enumerate(frontiers)}
         refused: dict[int, Choice] = {}
+        found: list[tuple[Choice, RematProblem, Judge]] = []
         known: _Known = {}  # of this effort, so that the least peak of all is one that was judged in its own order
         for k in sorted(promised, key=promised.__getitem__):
             problem, judge = orders[k]
@@ -63,11 +67,23 @@ def first_fit(
             unconstrained = unconstrained or choice.unconstrained
             memory_budget = choice.budget_bytes
             if choice.fits:
-                return replace(choice, unconstrained=unconstrained), problem, judge
-            refused[k] = choice
+                found.append((choice, problem, judge))
+                slower = frontiers[k].honouring[1:]
+                if not slower or choice.candidate is not slower[-1]:
+                    break
+            else:
+                refused[k] = choice
+        if found:
+            choice, problem, judge = min(found, key=_step_ns)
+            return replace(choice, unconstrained=unconstrained), problem, judge
     assert unconstrained is not None
     k = min(refused, key=lambda k: refused[k].least_peak_bytes)
     return replace(refused[k], unconstrained=unconstrained), *orders[k]
+
+
+def _step_ns(found: tuple[Choice, RematProblem, Judge]) -> int:
+    choice, problem, judge = found
+    return judge(plan_of(problem, choice.candidate.decisions)).step_ns
 
 
 def _sparing(problem: RematProblem, judge: Judge, known: _Known, memory_budget: float | int | None) -> Judge:

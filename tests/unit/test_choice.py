@@ -311,6 +311,23 @@ def test_a_trial_that_does_not_fit_is_followed_by_a_lower_one() -> None:
     assert choice.candidate in points[3:-1]
 
 
+def test_where_all_that_should_fit_is_below_the_least_peak_the_least_is_tried_and_what_is_between() -> None:
+    """What is judged falls three times as fast as what is simulated: by the first trial alone nothing would fit."""
+    problem = residual_chain(6)
+    candidates = frontier(problem)
+    least = candidates[-1].peak_bytes
+
+    def judge(plan: RematPlan) -> Judgement:
+        found = simulated_judge(problem)(plan)
+        return replace(found, peak_bytes=least + 1 + 3 * (found.peak_bytes - least))
+
+    between = candidates[-3]
+    limit = judge(plan_of(problem, between.decisions)).peak_bytes
+    choice = choose(problem, limit, None, judge, effort=Effort.TRIALS)
+    assert choice.fits
+    assert choice.candidate.recompute_ns <= between.recompute_ns < candidates[-1].recompute_ns
+
+
 def test_where_something_else_will_be_tried_only_candidates_that_should_fit_are_judged() -> None:
     problem = chain(6)
     points = frontier(problem)

@@ -2,7 +2,8 @@
 
 Mutants these tests kill: the first order is not tried first; a refusal names the least peak of the last order only;
 what another order showed is believed near the budget, or of plans that are simulated otherwise, or is not believed at
-all; a fraction is taken of the peak in a later order; tags give way while an order is left that honours them.
+all; a fraction is taken of the peak in a later order; tags give way while an order is left that honours them; the plan
+of least peak is taken where a later order has a faster one that fits.
 """
 
 from dataclasses import replace
@@ -57,6 +58,30 @@ def test_a_later_order_is_taken_where_no_plan_fits_before() -> None:
     choice, _, judge = first_fit(orders, budget, None)
     assert (choice.fits, judge) == (True, orders[1][1])
     assert judge(plan(choice, problem)).peak_bytes <= budget
+
+
+def test_where_only_the_plan_of_least_peak_fits_a_faster_one_of_a_later_order_is_taken() -> None:
+    problem = chain(6)
+    budget = 2 * least_mib(problem) * MIB
+
+    class Wary(CountingJudge):
+        """Says that all but the least plan are above the budget."""
+
+        def __call__(self, plan: RematPlan) -> Judgement:
+            found = super().__call__(plan)
+            is_least = found.peak_bytes == least_mib(self.problem) * MIB
+            return found if is_least else replace(found, peak_bytes=found.peak_bytes + budget)
+
+    # Were it simulated alike, what the first order shows would be believed in the others.
+    other = replace(problem, resident_backward_bytes=1, resident_forward_bytes=1)
+    first, second, third = (problem, Wary(problem, 1)), order(other, 1), order(other, 1)
+    only, _, _ = first_fit([first], budget, None)
+    assert only.fits
+    choice, _, judge = first_fit([first, second, third], budget, None)
+    assert (choice.fits, judge) == (True, second[1])
+    assert choice.candidate.recompute_ns < only.candidate.recompute_ns
+    assert not third[1].judged
+    assert choice.unconstrained == only.unconstrained
 
 
 def test_a_refusal_is_of_the_order_of_least_peak() -> None:

@@ -153,10 +153,11 @@ def partition(
 def _may_be_trusted(joint: JointGraph, problem: RematProblem, options: Options, patches: dict[str, Any]) -> bool:
     """Whether simulated peaks are near those that Inductor will show, and it will show them.
 
-    Convolutions are laid out otherwise, and dynamic shapes have no sizes to go by.
+    Dynamic shapes have no sizes to go by. Convolutions are laid out otherwise, which matters to a budget: without one
+    torch's own partition stays, and need only be seen not to take too much.
     """
     is_observed = isinstance(patches.get("_post_fusion_custom_pass"), _torch_compat.KernelsInOrder)
-    convolves = any(is_convolution(node) for node in joint.nodes)
+    convolves = options.memory_budget is not None and any(is_convolution(node) for node in joint.nodes)
     return problem.fuses and is_observed and not (options.plan or problem.symbolic or convolves)
 
 

@@ -129,9 +129,11 @@ def assert_trained_like_eager(module: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("model", [Convolutions, Mixed])
-def test_what_is_predicted_is_measured(model: type[nn.Module]) -> None:
-    """Of all kinds of ops: without a budget, and where one makes parts run again."""
+def test_what_is_predicted_is_measured(model: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all kinds of ops: without a budget, where nothing is asked, and where one makes parts run again."""
+    told = Told(monkeypatch)
     _, _, free = train(None, model())
+    assert told.asked == 0
     module, _, bounded = train(int(0.7 * free), model())
     without, within = remat_pass.reports()
     assert without.predicted_peak_bytes == pytest.approx(free, rel=0.01)

@@ -50,6 +50,7 @@ DRAW = "prims.inductor_random"
 _COMPARED_POSITIONS = "comparison of 64-bit integers"
 
 TYPICAL_THREADS = 2
+"""Those of `TYPICAL_CPU`."""
 _FLOAT32, _BFLOAT16 = 0.15 * _TERA, 0.15 * _TERA
 
 TYPICAL_CPU = DeviceRates(

@@ -108,7 +108,6 @@ def processor_rates() -> DeviceRates:
     ns = _times(measurements)
     per_s = {what: threads * flops / ns[what] * 1e9 for what in ns if (flops := _FLOPS.get(what.partition(",")[0]))}
     flops_per_s = {dtype: per_s[f"product, {dtype}"] for dtype in _DTYPES}
-    slow_ns = TYPICAL_CPU.slow_ns
     speed = flops_per_s[torch.float32] / TYPICAL_CPU.flops_per_s[torch.float32]
     return DeviceRates(
         processor_name(),
@@ -121,7 +120,9 @@ def processor_rates() -> DeviceRates:
             **{(d, False): per_s[f"attention, {d}"] for d in _FAST_DTYPES},
             **{(d, True): per_s[f"attention backward, {d}"] for d in _FAST_DTYPES},
         },
-        slow_ns={op: ns / (threads / TYPICAL_THREADS if op == DRAW else speed) for op, ns in slow_ns.items()},
+        slow_ns={
+            op: slow / (threads / TYPICAL_THREADS if op == DRAW else speed) for op, slow in TYPICAL_CPU.slow_ns.items()
+        },
     )
 
 

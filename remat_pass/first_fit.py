@@ -18,7 +18,7 @@ _Known = dict[tuple[RematPlan, int], Judgement]
 def first_believed(
     orders: Sequence[RematProblem], memory_budget: float | int | None, rival: IncumbentPlan, slack_permille: int
 ) -> tuple[Choice, RematProblem] | None:
-    """The choice by simulation, and its order; None where no plan fits.
+    """The choice by simulation, and its order; None where no plan fits. A dear plan is compared with later orders.
 
     Args:
         orders: The problem in each.
@@ -26,11 +26,14 @@ def first_believed(
         rival: Torch's own partition.
         slack_permille: As for `choose`.
     """
+    found: list[tuple[Choice, RematProblem]] = []
     for problem in orders:
         choice = choose(problem, memory_budget, rival, effort=Effort.TRIALS, slack_permille=slack_permille)
         if choice.fits:
-            return choice, problem
-    return None
+            found.append((choice, problem))
+            if not _is_dear(choice, problem):
+                break
+    return min(found, key=lambda fit: fit[0].candidate.recompute_ns, default=None)
 
 
 def first_fit(
@@ -38,10 +41,9 @@ def first_fit(
 ) -> tuple[Choice, RematProblem, Judge]:
     """The choice by judgement, and its order.
 
-    Where only the plan of least simulated peak fits, which may take far longer than any other, later orders are tried,
-    too, and the fastest plan is taken. Where no plan fits, those of low peak are judged, too, beginning with the order
-    that promises the least of all. The user's tags give way after that. In the end the choice is that of the least
-    peak, and does not fit.
+    Where a plan fits that is dear, later orders are tried, too, and the fastest plan is taken. Where no plan fits,
+    those of low peak are judged, too, beginning with the order that promises the least of all. The user's tags give way
+    after that. In the end the choice is that of the least peak, and does not fit.
 
     Args:
         orders: The problem in each, and who judges plans for it.
@@ -68,17 +70,23 @@ def first_fit(
             memory_budget = choice.budget_bytes
             if choice.fits:
                 found.append((choice, problem, judge))
-                slower = frontiers[k].honouring[1:]
-                if not slower or choice.candidate is not slower[-1]:
+                if effort or not _is_dear(choice, problem):
                     break
             else:
                 refused[k] = choice
         if found:
+            assert unconstrained is not None
             choice, problem, judge = min(found, key=_step_ns)
             return replace(choice, unconstrained=unconstrained), problem, judge
     assert unconstrained is not None
     k = min(refused, key=lambda k: refused[k].least_peak_bytes)
     return replace(refused[k], unconstrained=unconstrained), *orders[k]
+
+
+def _is_dear(choice: Choice, problem: RematProblem) -> bool:
+    """Whether a plan takes longer than all of forward once more: near the least peak of an order, plans run away."""
+    once_ns = sum(v.recompute_ns for v, runs in zip(problem.values, problem.runs_in_forward, strict=True) if runs)
+    return choice.candidate.recompute_ns > once_ns
 
 
 def _step_ns(found: tuple[Choice, RematProblem, Judge]) -> int:

@@ -2,8 +2,8 @@
 
 Mutants these tests kill: the first order is not tried first; a refusal names the least peak of the last order only;
 what another order showed is believed near the budget, or of plans that are simulated otherwise, or is not believed at
-all; a fraction is taken of the peak in a later order; tags give way while an order is left that honours them; the plan
-of least peak is taken where a later order has a faster one that fits.
+all; a fraction is taken of the peak in a later order; tags give way while an order is left that honours them; a plan
+dearer than forward is taken where a later order has a faster one that fits.
 """
 
 from dataclasses import replace
@@ -146,3 +146,16 @@ def test_by_simulation_the_first_order_that_fits_is_taken_and_none_where_none_do
     larger = replace(problem, resident_backward_bytes=MIB, resident_forward_bytes=MIB)
     choice = first_believed([larger, problem], budget, rival, slack_permille)
     assert (choice is not None and choice[1] == problem) is found
+
+
+def test_by_simulation_a_faster_plan_of_a_later_order_is_taken_where_the_first_runs_away() -> None:
+    """The least peak of these layers takes twice forward; the second order has 8 MiB less to hold besides."""
+    problem = residual_chain(6)
+    rival = IncumbentPlan(frozenset(), Judgement(1000 * MIB, 1))
+    larger = replace(problem, resident_backward_bytes=8 * MIB, resident_forward_bytes=8 * MIB)
+    budget = least_mib(larger) * MIB
+    alone = first_believed([larger], budget, rival, 0)
+    both = first_believed([larger, problem], budget, rival, 0)
+    assert alone is not None and both is not None
+    assert both[1] == problem
+    assert both[0].candidate.recompute_ns < alone[0].candidate.recompute_ns

@@ -1,7 +1,7 @@
 """The plan for a budget in the first order of loops that has one.
 
 Inductor can be kept to several orders (`partition.orders_of`), which differ in how far apart loops may be fused. The
-first one costs the least time, and a later one is planned where no plan fits before.
+first one costs the least time, and a later one is planned where no plan fits before, or only one that is dear.
 """
 
 from collections.abc import Sequence

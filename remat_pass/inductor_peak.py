@@ -184,6 +184,7 @@ class Witness:
         schedule = _with_whole_storages(schedule, handed_over)
         computed, resident_bytes = self.rewritten.computed_in_backward, self.problem.resident_backward_bytes
         judged = self._judged(schedule, computed, resident_bytes)
+        # Whichever kernels write and read it, the time is counted here.
         held_bytes = sum(size_bytes for _, size_bytes in {*handed_over.values()})
         self._backward = replace(judged, step_ns=judged.step_ns + round(held_bytes * self.rates.held_ns_per_byte))
 
@@ -207,8 +208,6 @@ class Witness:
 
 def _step_ns(schedule: InductorSchedule, problem: RematProblem, values: Mapping[str, int], rates: DeviceRates) -> int:
     """Generated kernels take the time to move their bytes and of slow arithmetic, library calls that of their op.
-
-    What is held from forward to backward takes more than that, wherever it is read.
 
     What is computed in several loops of one generated function counts once. Where Inductor makes one call of a product
     and a sum, that goes by another name.

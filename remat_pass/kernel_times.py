@@ -1,13 +1,13 @@
 """How long things take on this machine: what a processor can do, and with `cost_model="measured"` each kernel.
 
-Rates of a processor are measured once and kept on disk by its name (`kept_times`), in a second or two. GPUs have
+Rates of a processor are measured once and kept on disk by its name (`kept_times`), in some seconds. GPUs have
 datasheets (`costs`).
 
 A kernel is timed on dummy data, and kept on disk (`kept_times`) by op, shapes, strides, dtypes, device and settings of
 speed, so that a second process plans with the same times. What Inductor generates itself is not there to be timed
 before there is a plan: its loops are priced by the bytes they move, at the rate of a loop that is measured here, and
-slow arithmetic at the constants of `costs`, for a processor as much faster as its products are. Loops are as fast as
-caches let them be; what forward leaves to backward is too much for those, and costs more.
+by their slow arithmetic. Loops are as fast as caches let them be; what forward leaves to backward is too much for
+those, and costs more.
 
 Fresh memory is not a kernel's own time. The C library maps large blocks anew for every run, and each first touch of a
 page is a fault; a kernel that writes 64 MiB seems to take twice as long. A caching allocator, and a training step that
@@ -41,6 +41,7 @@ _LEAST_NS = 100_000_000
 _COPIED_BYTES = 64 * 2**20
 """More than most caches hold."""
 _PIECE_BYTES = 2**20
+_PIECE_ELEMENTS = _PIECE_BYTES // 4
 _ROW = 256
 """Elements of what a loop reduces."""
 _SIDE = 512
@@ -59,6 +60,11 @@ _FLOPS = {
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _FAST_DTYPES = (torch.float32, torch.bfloat16)
 """Those of convolutions and attention; others are taken to be as fast as products."""
+_SLOW_OPS = ("exp", "log", "log1p", "sigmoid", "tanh", "erf")
+"""Made by the same vector code in a generated loop and in a kernel of torch, if that is one of bfloat16: of float32
+torch would call another library."""
+_MOVE = "square"
+"""What is taken off, for they read and write, and round, too."""
 
 Run = Callable[[], object]
 
@@ -94,9 +100,9 @@ def rates_of(device_type: str) -> DeviceRates:
 def processor_rates() -> DeviceRates:
     """Of this processor with the threads that torch has now, measured once and kept on disk.
 
-    Slow arithmetic is that of a typical one, for this one as much faster as its products are; draws, which are no
-    vector arithmetic, as it has more threads. Under a profiler, which would be timed, too, a processor that is not
-    known yet is taken for that one.
+    Slow arithmetic that is not measured is that of a typical one, for this one as much faster as its products are;
+    draws, which are no vector arithmetic, as it has more threads. Under a profiler, which would be timed, too, a
+    processor that is not known yet is taken for that one.
 
     Threads share the memory: how much faster they are together only they can tell, if nothing else runs.
     """
@@ -121,7 +127,11 @@ def processor_rates() -> DeviceRates:
             **{(d, True): per_s[f"attention backward, {d}"] for d in _FAST_DTYPES},
         },
         slow_ns={
-            op: slow / (threads / TYPICAL_THREADS if op == DRAW else speed) for op, slow in TYPICAL_CPU.slow_ns.items()
+            **{
+                op: slow / (threads / TYPICAL_THREADS if op == DRAW else speed)
+                for op, slow in TYPICAL_CPU.slow_ns.items()
+            },
+            **{f"aten.{op}": max(0, ns[op] - ns[_MOVE]) / _PIECE_ELEMENTS / threads for op in _SLOW_OPS},
         },
     )
 
@@ -132,8 +142,14 @@ def _at_best_ns(run: Run) -> int:
 
 def _loop_ns() -> int:
     """Over a piece in a cache: like most loops of a training step it reduces rows, and reads what it has just made."""
-    rows = torch.full((_PIECE_BYTES // 4 // _ROW, _ROW), 0.5, device="cpu")
+    rows = torch.full((_PIECE_ELEMENTS // _ROW, _ROW), 0.5, device="cpu")
     return _at_best_ns(partial(torch.softmax, rows, -1, out=torch.empty_like(rows)))
+
+
+def _elementwise_ns(op: str) -> int:
+    """Over a piece in a cache."""
+    piece = torch.full((_PIECE_ELEMENTS,), 0.5, dtype=torch.bfloat16, device="cpu")
+    return _at_best_ns(partial(getattr(torch, op), piece, out=torch.empty_like(piece)))
 
 
 def _memory_ns() -> int:
@@ -197,6 +213,7 @@ _MEASUREMENTS: Mapping[str, Callable[[], int]] = {
     "launch": _launch_ns,
     "loop": _loop_ns,
     "memory": _memory_ns,
+    **{op: partial(_elementwise_ns, op) for op in (_MOVE, *_SLOW_OPS)},
     **{f"product, {dtype}": partial(_product_ns, dtype) for dtype in _DTYPES},
     **{f"convolution, {dtype}": partial(_convolution_ns, dtype) for dtype in _FAST_DTYPES},
     **{f"attention, {dtype}": partial(_attention_ns, dtype) for dtype in _FAST_DTYPES},

@@ -24,9 +24,9 @@ SIDE = 256
 ROWS = floats(64, 32)
 PROCESSOR_RATES = kernel_times.processor_rates
 """Which the tests' configuration replaces, but not before this module is imported."""
-MEASUREMENTS = 4 + 3 + 3 * 2
-"""Of launches, a loop, memory on one thread and on all; products in three dtypes; convolutions, attention and its
-backward in two."""
+MEASUREMENTS = 4 + 7 + 3 + 3 * 2
+"""Of launches, a loop, memory on one thread and on all; slow arithmetic and what it is compared with; products in three
+dtypes; convolutions, attention and its backward in two."""
 
 
 @pytest.fixture(autouse=True)
@@ -236,10 +236,22 @@ def test_memory_is_no_slower_than_for_one_thread(
         assert PROCESSOR_RATES().held_ns_per_byte == pytest.approx(ns / kernel_times._PIECE_BYTES)
 
 
-def test_slow_arithmetic_is_as_much_faster_as_products_are(measured: list[object]) -> None:
+def test_slow_arithmetic_is_what_it_takes_beside_moving_bytes(measured: list[object], store: Path) -> None:
+    PROCESSOR_RATES()
+    (file,) = store.iterdir()
+    content = json.loads(file.read_text())
+    elements = kernel_times._PIECE_ELEMENTS
+    for tanh_ns, ns in ((3 * elements, 2), (elements // 2, 0)):
+        content["times_ns"] |= {"square": elements, "tanh": tanh_ns}
+        file.write_text(json.dumps(content))
+        assert PROCESSOR_RATES().slow_ns["aten.tanh"] == ns / torch.get_num_threads()
+
+
+def test_slow_arithmetic_that_is_not_measured_is_as_much_faster_as_products_are(measured: list[object]) -> None:
     rates = PROCESSOR_RATES()
     speed = rates.flops_per_s[torch.float32] / TYPICAL_CPU.flops_per_s[torch.float32]
-    assert rates.slow_ns["aten.tanh"] == pytest.approx(TYPICAL_CPU.slow_ns["aten.tanh"] / speed)
+    assert rates.slow_ns["aten.pow"] == pytest.approx(TYPICAL_CPU.slow_ns["aten.pow"] / speed)
+    assert rates.slow_ns.keys() == TYPICAL_CPU.slow_ns.keys()
 
 
 def test_threads_are_as_before_when_a_measurement_fails(monkeypatch: pytest.MonkeyPatch) -> None:

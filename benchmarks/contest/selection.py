@@ -47,6 +47,7 @@ def matched_tasks(
 ) -> list[Task]:
     """Our backend with the peaks that others reached as budgets: "at their own points", measured.
 
+    The prediction error that we keep free of a budget is added, or we would be held to a smaller peak than theirs.
     In the quick size others are PyTorch's knob, in the full one all that go through Inductor as we do. Left out are
     peaks below the least that we have been seen to reach, peaks that our largest plan fits into, and peaks within 1%
     above another one.
@@ -57,14 +58,16 @@ def matched_tasks(
     if backend is None or not ours:
         return []
     least, largest = (choose(row.peak_bytes or 0 for row in ours) for choose in (min, max))
+    margin_permille = (ours[0].plan or {})["margin_permille"]
     tasks: list[Task] = []
-    budget_bytes = 0
+    matched_bytes = 0
     theirs = [r for r in measured if r.through_inductor and r.family != OURS and (size == "full" or r.family == KNOB)]
     for row in sorted(theirs, key=lambda row: (row.peak_bytes, row.title)):
         peak_bytes = row.peak_bytes or 0
-        if not max(least, budget_bytes * _CLOSE) <= peak_bytes < largest:
+        if not max(least, matched_bytes * _CLOSE) <= peak_bytes < largest:
             continue
-        budget_bytes = peak_bytes
+        matched_bytes = peak_bytes
+        budget_bytes = peak_bytes * (1000 + margin_permille) // 1000
         options = {**backend.points("full")[0].options, "memory_budget": budget_bytes}
         tasks.append(Task(setting, backend.name, backend.family, True, f"at {row.title}", options))
     return tasks

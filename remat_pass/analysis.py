@@ -48,6 +48,7 @@ _EAGER_MARGIN_PERMILLE = 1
 
 _LIBRARY = (Kind.EXTERN, Kind.RANDOM)
 """Kernels of their own, which want what they read in memory."""
+_LOOPS = (Kind.POINTWISE, Kind.REDUCTION)
 _NEARBY = 24
 """How many values that one is made of are looked at."""
 
@@ -352,32 +353,31 @@ def _fused_costs(problem: RematProblem, i: int, loop_bytes: int, context: _Conte
 
     Recomputing a pointwise value costs its arithmetic (at least a small part of its traffic) in the largest loop that
     reads it and, if an extern kernel wants it in memory, writing it, in a kernel of its own unless a loop of backward
-    can do it. Saving one costs writing it, unless forward has it in memory anyway.
+    can do it. Saving one costs writing it, unless forward has it in memory anyway; for the least of them that is still
+    more than to make it of nothing.
     """
     value = problem.values[i]
     if value.needs_tangent or value.is_input or value.kind in _FREE_KINDS - {Kind.PART}:
         return value
     write_ns = transfer_ns(value.size.hint, context.rates)
     if value.kind is Kind.POINTWISE:
-        in_memory = i in problem.forward_outputs or any(
-            v.kind in _LIBRARY
-            for v in _through_views(problem, (r for r in problem.readers[i] if problem.runs_in_forward[r]))
-        )
+        called = {r for r in _through_views(problem, problem.readers[i]) if problem.values[r].kind in _LIBRARY}
+        in_memory = i in problem.forward_outputs or any(problem.runs_in_forward[r] for r in called)
         times = loop_bytes / max(1, value.size.hint)
         fused_ns = round(value.arithmetic_ns * times) + transfer_ns(loop_bytes, context.rates) // 8
-        if any(v.kind in _LIBRARY for v in _through_views(problem, problem.readers[i])):
+        if called:
             fused_ns = fused_ns + write_ns if _shares_a_loop(problem, i) else max(fused_ns, value.recompute_ns)
-        return replace(value, recompute_ns=fused_ns, save_ns=0 if in_memory else write_ns)
+        return replace(value, recompute_ns=fused_ns, save_ns=0 if in_memory else max(1, write_ns))
     return value
 
 
-def _through_views(problem: RematProblem, readers: Iterable[int]) -> Iterator[Value]:
+def _through_views(problem: RematProblem, readers: Iterable[int]) -> Iterator[int]:
     """The readers, and in place of each view those of the view."""
     for r in readers:
         if problem.values[r].kind is Kind.VIEW:
             yield from _through_views(problem, problem.readers[r])
         else:
-            yield problem.values[r]
+            yield r
 
 
 def _shares_a_loop(problem: RematProblem, i: int) -> bool:
@@ -397,8 +397,9 @@ def _shares_a_loop(problem: RematProblem, i: int) -> bool:
 
 
 def _feeds_backward_loop(problem: RematProblem, i: int) -> bool:
+    """Also one for the derivative of a function, before the tangent is multiplied in."""
     readers = _through_views(problem, problem.readers[i])
-    return any(v.needs_tangent and v.kind in (Kind.POINTWISE, Kind.REDUCTION) for v in readers)
+    return any(not problem.runs_in_forward[r] and problem.values[r].kind in _LOOPS for r in readers)
 
 
 def source_line(node: fx.Node) -> str | None:

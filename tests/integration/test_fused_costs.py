@@ -1,7 +1,9 @@
-"""What it costs to recompute a value where loops are fused, on the joint graph of a gated layer behind a norm.
+"""What it costs to recompute a value where loops are fused, on the joint graphs of a gated layer behind a
+norm and of one with GELU.
 
 Mutants these tests kill: the scale of a row is priced at its own size; what is made of nothing is priced at the size of
-its readers; a value that products read is never charged a kernel of its own, or always.
+its readers; a value that products read is never charged a kernel of its own, or always, or where backward has a loop
+for a derivative alone; to save a value of some bytes is as cheap as to make it of nothing.
 """
 
 import pytest
@@ -12,7 +14,7 @@ from torch._inductor.decomposition import select_decomp_table
 from remat_pass.analysis import analyze
 from remat_pass.costs import TYPICAL_CPU as CPU
 from remat_pass.costs import transfer_ns
-from remat_pass.problem import RematProblem, Value
+from remat_pass.problem import Kind, RematProblem, Value
 from remat_pass.solver import frontier
 from tests.support.small_graphs import capture_joint
 
@@ -30,6 +32,21 @@ class Gated(nn.Module):
         with torch.autocast("cpu", torch.bfloat16):
             normed = self.norm(x * torch.arange(ROWS)[:, None])
             return self.down(nn.functional.silu(self.gate(normed)) * self.up(normed)).float().square().mean()
+
+
+class Activated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self.layers(x), torch.arange(ROWS) % WIDTH)
+
+
+@pytest.fixture(scope="module")
+def activated() -> RematProblem:
+    joint, _ = capture_joint(Activated(), (torch.zeros(ROWS, WIDTH),), select_decomp_table())
+    return analyze(joint, fuses=True, cost_model="roofline")[1]
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +92,17 @@ def test_what_a_loop_of_backward_can_compute_on_its_way_is_only_written(problem:
     gated = values(problem, "aten.mul.Tensor", ROWS * HIDDEN * 2)[-1]
     written = transfer_ns(ROWS * HIDDEN * 2, CPU)
     assert gated.recompute_ns == pytest.approx(written * 9 / 8, rel=0.01)
+
+
+def test_so_is_what_the_loop_of_a_derivative_can_compute_before_the_tangent_is_known(activated: RematProblem) -> None:
+    products = values(activated, "addmm")
+    read = {i for product in products for i in activated.values[activated.index[product.name]].reads}
+    gelu = [v for v in values(activated, "aten.mul.Tensor") if activated.index[v.name] in read]
+    written = transfer_ns(ROWS * HIDDEN * 4, CPU)
+    assert [v.recompute_ns for v in gelu] == [pytest.approx(written * 9 / 8, rel=0.01)]
+
+
+def test_what_takes_no_time_to_compute_is_not_saved(activated: RematProblem) -> None:
+    free = {i for i, v in enumerate(activated.values) if v.kind is Kind.POINTWISE and not v.recompute_ns}
+    assert free
+    assert free.isdisjoint(frontier(activated)[0].decisions.saved)

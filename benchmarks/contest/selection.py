@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks.contest.results import MEASURED, Row
-from benchmarks.contest.tasks import GPU_LOWERING, KNOB, OURS, Setting, Task, thin
+from benchmarks.contest.tasks import ANCHOR, GPU_LOWERING, KNOB, OURS, Setting, Task, thin
 
 if TYPE_CHECKING:
     from benchmarks.contest.contestants import Contestant, Point
 
 _CLOSE = 1.01
 """Matched peaks this close share the smaller budget."""
+_TIMES_LESS = (3, 5)
+"""How much less activation memory the goals of a modelled step are for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +50,10 @@ def matched_tasks(
     """Our backend with the peaks that others reached as budgets: "at their own points", measured.
 
     The prediction error that we keep free of a budget is added, or we would be held to a smaller peak than theirs.
-    In the quick size others are PyTorch's knob, in the full one all that go through Inductor as we do. Left out are
-    peaks below the least that we have been seen to reach, peaks that our largest plan fits into, and peaks within 1%
-    above another one.
+    In the quick size others are PyTorch's knob, in the full one all that go through Inductor as we do. In code
+    for a GPU a third and a fifth of the anchor's activations are budgets, too, beside its gradients. Left out are peaks
+    below the least that we have been seen to reach, peaks that our largest plan fits into, and peaks within 1% above
+    another one.
     """
     backend = next((c for c in contestants.values() if c.family == OURS and c.gpu is not None), None)
     measured = [row for row in rows if row.setting == setting and row.state == MEASURED and row.peak_bytes]
@@ -61,15 +64,19 @@ def matched_tasks(
     margin_permille = (ours[0].plan or {})["margin_permille"]
     tasks: list[Task] = []
     matched_bytes = 0
-    theirs = [r for r in measured if r.through_inductor and r.family != OURS and (size == "full" or r.family == KNOB)]
-    for row in sorted(theirs, key=lambda row: (row.peak_bytes, row.title)):
-        peak_bytes = row.peak_bytes or 0
+    others = [r for r in measured if r.through_inductor and r.family != OURS and (size == "full" or r.family == KNOB)]
+    targets = [(r.peak_bytes or 0, f"at {r.title}") for r in others]
+    for row in others if setting.target == GPU_LOWERING else ():
+        if row.contestant == ANCHOR and row.activation_peak_bytes is not None:
+            left = [(times, row.activation_peak_bytes // times) for times in _TIMES_LESS]
+            targets += [((row.gradient_bytes or 0) + count, f"at 1/{times} of activations") for times, count in left]
+    for peak_bytes, label in sorted(targets):
         if not max(least, matched_bytes * _CLOSE) <= peak_bytes < largest:
             continue
         matched_bytes = peak_bytes
         budget_bytes = peak_bytes * (1000 + margin_permille) // 1000
         options = {**backend.points("full")[0].options, "memory_budget": budget_bytes}
-        tasks.append(Task(setting, backend.name, backend.family, True, f"at {row.title}", options))
+        tasks.append(Task(setting, backend.name, backend.family, True, label, options))
     return tasks
 
 

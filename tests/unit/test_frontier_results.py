@@ -140,6 +140,15 @@ def test_budgets_are_the_peaks_of_others_and_the_prediction_error() -> None:
         ("at knob dp 0.5", {"memory_budget": 1010, "lowering": "inductor"}),
     ]
     assert matched_tasks(rows, SETTING, {"remat": OURS}, "quick") == found[1:]
+    anchor = row("inductor", "", 2100, family="inductor", gradient_bytes=300)
+    on_gpu = dataclasses.replace(SETTING, target=GPU_LOWERING)
+    lowered = [dataclasses.replace(r, target=GPU_LOWERING) for r in (*rows, anchor)]
+    assert matched_tasks([*rows, anchor], SETTING, {"remat": OURS}, "full") == found
+    less = matched_tasks(lowered, on_gpu, {"remat": OURS}, "full")
+    assert [(task.point, task.options["memory_budget"]) for task in less if " of activations" in task.point] == [
+        ("at 1/5 of activations", 666),  # 300 of gradients, 360 of activations
+        ("at 1/3 of activations", 909),
+    ]
     assert matched_tasks(rows[3:], SETTING, {"remat": OURS}, "full") == []
     assert {row.state for row in rows} == {MEASURED, WRONG}
 

@@ -2,7 +2,7 @@
 
     compile, believing ──► partition chooses by simulation ──► Inductor schedules forward ──► backward ──► code
                                                                      │ above the limit: stop
-    once more, taking all peaks for as much higher ◄────────────────────────┤
+    once more, taking all peaks for as much higher ◄─── by a little ────────┤
     compile, asking Inductor about each plan before it is chosen ◄──────────┘
 
 Asking costs a tenth of the compile time for every plan, being wrong up to the half of it. Simulated peaks are hardly
@@ -54,6 +54,9 @@ class Compilation:
         return reports
 
 
+_FAR_OFF_PERMILLE = 50
+"""An excess above which no simulated peak is believed any more."""
+
 _current: contextvars.ContextVar[Compilation | None] = contextvars.ContextVar("remat_compilation", default=None)
 
 
@@ -78,6 +81,9 @@ def compile_and_judge(
 ) -> tuple[Any, list[RematReport]]:
     """Compile believing simulated peaks, at most twice; if one is too high, asking Inductor about plans beforehand.
 
+    That is done at once where one is far too high: to keep as much free of the budget may cost more than the plan that
+    really fits.
+
     Args:
         compile_: Compiles a copy of the captured graph, and lets the watcher, if it gets one, follow.
 
@@ -87,6 +93,8 @@ def compile_and_judge(
     begin = time.perf_counter()
     lost, excess_permille = 0.0, 0
     for trusts in (True, True, False):
+        if trusts and excess_permille > _FAR_OFF_PERMILLE:
+            continue
         try:
             with begin_compilation(trusts=trusts, excess_permille=excess_permille) as compilation:
                 compiled = compile_(compilation if trusts else None)

@@ -159,26 +159,28 @@ def test_nothing_is_asked_beforehand_and_the_report_has_what_was_seen(monkeypatc
 
 @pytest.mark.parametrize("again", [False, True])
 def test_where_a_peak_is_too_high_it_is_planned_anew(again: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inductor seems to need 1 MiB more than is simulated; believed, that would be above the budget.
+    """Inductor seems to need 4% more than is simulated; believed, that would be above the budget.
 
     It is believed once more, by what was seen; only if that is wrong again is Inductor asked beforehand.
     """
+    budget = 8_800_000  # a plan is simulated to take 3% less
+    more_bytes = budget // 25
     told = Told(monkeypatch)
     schedule_peak = inductor_peak.schedule_peak
-    monkeypatch.setattr(inductor_peak, "schedule_peak", lambda *args: schedule_peak(*args) + 2**20)
+    monkeypatch.setattr(inductor_peak, "schedule_peak", lambda *args: schedule_peak(*args) + more_bytes)
     if again:
         monkeypatch.setattr(
             inductor_peak.PeakExceeded, "excess_permille", property(lambda _: 0, lambda *_: None), raising=False
         )
-    module, _, peak = train(BUDGET)
+    module, _, peak = train(budget)
     *believed, last = told.partitions
     assert all(p.witness is not None and p.witness.judgement is None for p in believed)
     assert (len(believed), last.witness is None, told.asked > 0) == (1 + again, again, again)
     (report,) = remat_pass.reports()
-    assert report.predicted_peak_bytes <= BUDGET
+    assert report.predicted_peak_bytes <= budget
     assert last.report.judging_seconds < report.judging_seconds < report.planning_seconds
-    assert peak == pytest.approx(report.predicted_peak_bytes - 2**20, rel=0.01)
-    assert all(p.report.predicted_peak_bytes + 2**20 > BUDGET for p in believed)
+    assert peak == pytest.approx(report.predicted_peak_bytes - more_bytes, rel=0.01)
+    assert all(p.report.predicted_peak_bytes + more_bytes > budget for p in believed)
     assert_trained_like_eager(module)
 
 

@@ -14,6 +14,7 @@ from torch import fx
 from remat_pass import _torch_compat
 from remat_pass.costs import DeviceRates, arithmetic_ns, roofline_ns, transfer_ns
 from remat_pass.errors import VerificationError
+from remat_pass.fusion import LOOPS
 from remat_pass.garbage import collection_paused
 from remat_pass.joint_graph import JointGraph
 from remat_pass.kernel_times import rates_of, time_kernels
@@ -48,7 +49,6 @@ _EAGER_MARGIN_PERMILLE = 1
 
 _LIBRARY = (Kind.EXTERN, Kind.RANDOM)
 """Kernels of their own, which want what they read in memory."""
-_LOOPS = (Kind.POINTWISE, Kind.REDUCTION)
 _NEARBY = 24
 """How many values that one is made of are looked at."""
 
@@ -399,7 +399,7 @@ def _shares_a_loop(problem: RematProblem, i: int) -> bool:
 def _feeds_backward_loop(problem: RematProblem, i: int) -> bool:
     """Also one for the derivative of a function, before the tangent is multiplied in."""
     readers = _through_views(problem, problem.readers[i])
-    return any(not problem.runs_in_forward[r] and problem.values[r].kind in _LOOPS for r in readers)
+    return any(not problem.runs_in_forward[r] and problem.values[r].kind in LOOPS for r in readers)
 
 
 def source_line(node: fx.Node) -> str | None:

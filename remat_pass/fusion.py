@@ -26,7 +26,8 @@ from remat_pass.problem import Kind, RematProblem
 from remat_pass.schedule import Program
 
 _FUSING_READERS = (Kind.POINTWISE, Kind.REDUCTION, Kind.VIEW, Kind.SYMBOL)
-_LOOPS = (Kind.POINTWISE, Kind.REDUCTION)
+LOOPS = (Kind.POINTWISE, Kind.REDUCTION)
+"""Kinds that Inductor generates a loop for."""
 
 _COMPUTED_ONCE = tuple(f"aten.{op}" for op in ("exp", "log", "log10", "log1p", "log2", "sigmoid", "tanh"))
 """In C++, what takes one of these is not computed in several readers, however little it loads."""
@@ -77,7 +78,7 @@ def fused_kernels(problem: RematProblem, program: Program) -> Kernels:
     steps = program.steps
     is_view = problem.is_kind(Kind.VIEW)[steps]
     exists = _exists(problem, program, is_view)
-    loops = np.flatnonzero(problem.is_kind(*_LOOPS)[steps] & exists)
+    loops = np.flatnonzero(problem.is_kind(*LOOPS)[steps] & exists)
     loaded, bounds = _through(program, ~exists | is_view, loops)
     is_pool = problem.is_op(*_POOLS)[program.steps]
     is_elementwise = ~np.repeat(is_pool[loops], np.diff(bounds))

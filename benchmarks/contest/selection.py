@@ -50,10 +50,10 @@ def matched_tasks(
     """Our backend with the peaks that others reached as budgets: "at their own points", measured.
 
     The prediction error that we keep free of a budget is added, or we would be held to a smaller peak than theirs.
-    In the quick size others are PyTorch's knob, in the full one all that go through Inductor as we do. In code
-    for a GPU a third and a fifth of the anchor's activations are budgets, too, beside its gradients. Left out are peaks
-    below the least that we have been seen to reach, peaks that our largest plan fits into, and peaks within 1% above
-    another one.
+    In the quick size others are PyTorch's knob, in the full one all that go through Inductor as we do; there, in
+    code for a GPU, a third and a fifth of the anchor's activations are budgets, too, beside its gradients. Left out are
+    peaks below the least that we have been seen to reach, peaks that our largest plan fits into, and peaks within 1%
+    above another one.
     """
     backend = next((c for c in contestants.values() if c.family == OURS and c.gpu is not None), None)
     measured = [row for row in rows if row.setting == setting and row.state == MEASURED and row.peak_bytes]
@@ -66,10 +66,11 @@ def matched_tasks(
     matched_bytes = 0
     others = [r for r in measured if r.through_inductor and r.family != OURS and (size == "full" or r.family == KNOB)]
     targets = [(r.peak_bytes or 0, f"at {r.title}") for r in others]
-    for row in others if setting.target == GPU_LOWERING else ():
-        if row.contestant == ANCHOR and row.activation_peak_bytes is not None:
-            left = [(times, row.activation_peak_bytes // times) for times in _TIMES_LESS]
-            targets += [((row.gradient_bytes or 0) + count, f"at 1/{times} of activations") for times, count in left]
+    anchor = next((r for r in others if r.contestant == ANCHOR), None)
+    if setting.target == GPU_LOWERING and anchor and anchor.activation_peak_bytes is not None:
+        for times in _TIMES_LESS:
+            left_bytes = (anchor.gradient_bytes or 0) + anchor.activation_peak_bytes // times
+            targets.append((left_bytes, f"at 1/{times} of activations"))
     for peak_bytes, label in sorted(targets):
         if not max(least, matched_bytes * _CLOSE) <= peak_bytes < largest:
             continue

@@ -89,20 +89,23 @@ class IncumbentPlan:
 class Frontiers:
     """Of one problem, each made when it is first asked for."""
 
-    def __init__(self, problem: RematProblem, incumbent: IncumbentPlan | None) -> None:
+    def __init__(self, problem: RematProblem, incumbent: IncumbentPlan | None, effort: float = 1.0) -> None:
         self._problem = problem
+        self._effort = effort
         self._extra = () if incumbent is None else (incumbent.keep,)
 
     @cached_property
     def honouring(self) -> tuple[Candidate, ...]:
         """With the user's tags."""
-        return frontier(self._problem, extra=self._extra)
+        return frontier(self._problem, extra=self._extra, effort=self._effort)
 
     @cached_property
     def free(self) -> tuple[Candidate, ...]:
         """Without them; nothing where there are none."""
         tagged = any(v.wish for v in self._problem.values)
-        return frontier(self._problem, extra=self._extra, honour_wishes=False) if tagged else ()
+        if not tagged:
+            return ()
+        return frontier(self._problem, extra=self._extra, honour_wishes=False, effort=self._effort)
 
     def least(self, effort: Effort) -> Candidate:
         """The one of least simulated peak that is looked at."""

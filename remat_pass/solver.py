@@ -18,6 +18,7 @@ are broken by peak, then by order of generation; nothing depends on the order of
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 from remat_pass.chain import propose
 from remat_pass.changes import refine
@@ -53,7 +54,11 @@ _FORGETFUL = 4
 
 @collection_paused()
 def frontier(
-    problem: RematProblem, *, extra: Iterable[frozenset[int]] = (), honour_wishes: bool = True
+    problem: RematProblem,
+    *,
+    extra: Iterable[frozenset[int]] = (),
+    honour_wishes: bool = True,
+    effort: float = 1.0,
 ) -> tuple[Candidate, ...]:
     """The planner's best trade-offs.
 
@@ -61,6 +66,7 @@ def frontier(
         problem: The graph to plan.
         extra: Further sets of values to keep that are to be judged too (the plan of another partitioner).
         honour_wishes: Whether the user's tags bind.
+        effort: Share of the usual effort behind cuts and chains: less of it, and the frontier is a coarser one.
 
     Returns:
         Candidates by falling peak and rising recompute time, the fastest first, none dominated by another.
@@ -68,11 +74,12 @@ def frontier(
     small = contract(problem)
     within = {v: i for i, v in enumerate(small.original)}
     also = [frozenset(within[v] for v in keep if v in within) for keep in extra]
-    found = _explored(small.problem, also, honour_wishes)
+    explored = partial(_explored, small.problem, also, honour_wishes, effort)
+    found = explored()
     candidates = [replace(c, proposal=_expanded(small, c.proposal), problem=problem) for c in found]
     if any(_is_lower_depth_first(small.problem, c) for c in found if c.peaks_in_forward):
         # Views are steps of their own there, so the order of the whole graph may be another one.
-        deep = _explored(small.problem, also, honour_wishes, depth_first=True)
+        deep = explored(depth_first=True)
         candidates += [evaluate(problem, _expanded(small, c.proposal)).candidate for c in deep]
     return undominated(candidates)
 
@@ -94,10 +101,10 @@ def _expanded(small: Contracted, proposal: Proposal) -> Proposal:
 
 
 def _explored(
-    problem: RematProblem, extra: list[frozenset[int]], honour_wishes: bool, *, depth_first: bool = False
+    problem: RematProblem, extra: list[frozenset[int]], honour_wishes: bool, effort: float, *, depth_first: bool = False
 ) -> tuple[Candidate, ...]:
     """The frontier of one order of forward."""
-    search = Search(problem, honour_wishes=honour_wishes, depth_first=depth_first)
+    search = Search(problem, honour_wishes=honour_wishes, depth_first=depth_first, effort=effort)
     prices = _prices(problem)
     everything = _everything(problem)
     sets = cheapest_saved_sets(problem, prices, honour_wishes=honour_wishes)

@@ -3,7 +3,8 @@
 Mutants these tests kill: the first order is not tried first; a refusal names the least peak of the last order only;
 what another order showed is believed near the budget, or of plans that are simulated otherwise, or is not believed at
 all; a fraction is taken of the peak in a later order; tags give way while an order is left that honours them; a plan
-dearer than forward is taken where a later order has a faster one that fits.
+dearer than forward is taken where a later order has a faster one that fits; without a budget as much is tried as with
+one, or too little to see the least peak.
 """
 
 from dataclasses import replace
@@ -14,6 +15,7 @@ from remat_pass.choice import Choice, IncumbentPlan, Judgement, simulated_judge
 from remat_pass.first_fit import first_believed, first_fit
 from remat_pass.problem import RematPlan, RematProblem
 from remat_pass.schedule import plan_of
+from remat_pass.solver import frontier
 from tests.support.problems import MIB, chain, residual_chain
 
 
@@ -159,3 +161,16 @@ def test_by_simulation_a_faster_plan_of_a_later_order_is_taken_where_the_first_r
     assert alone is not None and both is not None
     assert both[1] == problem
     assert both[0].candidate.recompute_ns < alone[0].candidate.recompute_ns
+
+
+def test_without_a_budget_the_frontier_is_for_the_report_alone_and_coarser() -> None:
+    problem = residual_chain(48)
+    everything = frozenset(problem.forward_values)
+    rival = IncumbentPlan(everything, Judgement(1000 * MIB, 1), is_estimated=True)
+    found = first_believed([problem], None, rival, 0)
+    assert found is not None
+    choice, thorough = found[0], frontier(problem, extra=[everything])
+    assert choice.is_incumbent
+    assert len(choice.frontier) < len(thorough)
+    ends = [(c[0].peak_bytes, c[0].recompute_ns, c[-1].peak_bytes) for c in (choice.frontier, thorough)]
+    assert ends[0] == ends[1]

@@ -16,7 +16,7 @@ bounded number of times, and learns from each how the two go together (`_search`
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import cached_property
+from functools import cached_property, partial
 
 from remat_pass.breakdown import GRADIENTS, break_down
 from remat_pass.errors import InfeasibleBudgetError
@@ -89,23 +89,21 @@ class IncumbentPlan:
 class Frontiers:
     """Of one problem, each made when it is first asked for."""
 
-    def __init__(self, problem: RematProblem, incumbent: IncumbentPlan | None, effort: float = 1.0) -> None:
+    def __init__(self, problem: RematProblem, incumbent: IncumbentPlan | None, share: float = 1.0) -> None:
         self._problem = problem
-        self._effort = effort
-        self._extra = () if incumbent is None else (incumbent.keep,)
+        extra = () if incumbent is None else (incumbent.keep,)
+        self._frontier = partial(frontier, problem, extra=extra, share=share)
 
     @cached_property
     def honouring(self) -> tuple[Candidate, ...]:
         """With the user's tags."""
-        return frontier(self._problem, extra=self._extra, effort=self._effort)
+        return self._frontier()
 
     @cached_property
     def free(self) -> tuple[Candidate, ...]:
         """Without them; nothing where there are none."""
         tagged = any(v.wish for v in self._problem.values)
-        if not tagged:
-            return ()
-        return frontier(self._problem, extra=self._extra, honour_wishes=False, effort=self._effort)
+        return self._frontier(honour_wishes=False) if tagged else ()
 
     def least(self, effort: Effort) -> Candidate:
         """The one of least simulated peak that is looked at."""

@@ -30,16 +30,16 @@ def first_believed(
         rival: Torch's own partition.
         slack_permille: As for `choose`.
     """
+    share = _GLANCE if memory_budget is None else 1.0
     found: list[tuple[Choice, RematProblem]] = []
     for problem in orders:
-        frontiers = Frontiers(problem, rival, _GLANCE if memory_budget is None else 1.0)
         choice = choose(
             problem,
             memory_budget,
             rival,
             effort=Effort.TRIALS,
             slack_permille=slack_permille,
-            frontiers=frontiers,
+            frontiers=Frontiers(problem, rival, share),
         )
         if choice.fits:
             found.append((choice, problem))

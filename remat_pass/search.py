@@ -93,7 +93,7 @@ class Search:
     """Candidates seen so far."""
 
     def __init__(
-        self, problem: RematProblem, *, honour_wishes: bool, depth_first: bool = False, effort: float = 1.0
+        self, problem: RematProblem, *, honour_wishes: bool, depth_first: bool = False, share: float = 1.0
     ) -> None:
         self.problem = problem
         self._depth_first = depth_first
@@ -106,7 +106,7 @@ class Search:
         self._room = _KEPT_STEPS
         self.candidates: list[Candidate] = []
         """All that were judged, one for each program, in order."""
-        self._effort = int(effort * _STEPS_TO_SIMULATE)
+        self._effort = int(share * _STEPS_TO_SIMULATE)
 
     @property
     def trials(self) -> int:

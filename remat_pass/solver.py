@@ -58,7 +58,7 @@ def frontier(
     *,
     extra: Iterable[frozenset[int]] = (),
     honour_wishes: bool = True,
-    effort: float = 1.0,
+    share: float = 1.0,
 ) -> tuple[Candidate, ...]:
     """The planner's best trade-offs.
 
@@ -66,7 +66,7 @@ def frontier(
         problem: The graph to plan.
         extra: Further sets of values to keep that are to be judged too (the plan of another partitioner).
         honour_wishes: Whether the user's tags bind.
-        effort: Share of the usual effort behind cuts and chains: less of it, and the frontier is a coarser one.
+        share: Of the usual effort, behind cuts and chains: the less of it, the coarser the frontier.
 
     Returns:
         Candidates by falling peak and rising recompute time, the fastest first, none dominated by another.
@@ -74,7 +74,7 @@ def frontier(
     small = contract(problem)
     within = {v: i for i, v in enumerate(small.original)}
     also = [frozenset(within[v] for v in keep if v in within) for keep in extra]
-    explored = partial(_explored, small.problem, also, honour_wishes, effort)
+    explored = partial(_explored, small.problem, also, honour_wishes, share)
     found = explored()
     candidates = [replace(c, proposal=_expanded(small, c.proposal), problem=problem) for c in found]
     if any(_is_lower_depth_first(small.problem, c) for c in found if c.peaks_in_forward):
@@ -101,10 +101,10 @@ def _expanded(small: Contracted, proposal: Proposal) -> Proposal:
 
 
 def _explored(
-    problem: RematProblem, extra: list[frozenset[int]], honour_wishes: bool, effort: float, *, depth_first: bool = False
+    problem: RematProblem, extra: list[frozenset[int]], honour_wishes: bool, share: float, *, depth_first: bool = False
 ) -> tuple[Candidate, ...]:
     """The frontier of one order of forward."""
-    search = Search(problem, honour_wishes=honour_wishes, depth_first=depth_first, effort=effort)
+    search = Search(problem, honour_wishes=honour_wishes, depth_first=depth_first, share=share)
     prices = _prices(problem)
     everything = _everything(problem)
     sets = cheapest_saved_sets(problem, prices, honour_wishes=honour_wishes)

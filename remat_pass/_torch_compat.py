@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 from unittest import mock
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import fx
 from torch._C._autograd import _profiler_enabled
@@ -45,6 +46,8 @@ from torch.utils._ordered_set import OrderedSet
 from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
 from torch.utils.checkpoint import CheckpointPolicy
 from torch.utils.flop_counter import flop_registry
+
+from remat_pass.matching import largest_matching
 
 _Error = TypeVar("_Error", bound=BaseException)
 
@@ -516,11 +519,15 @@ def order_keeping_choices() -> Any:
             return "remat_pass: loops are fused over as many library calls as the plan allows"
 
         def can_fuse(self, scheduler: Any, node1: Any, node2: Any, shared_data_score: int) -> bool:  # type: ignore[override]
-            if not (node1.is_template() or node2.is_template() or self.keeps_order(scheduler, node1, node2)):
+            if not (
+                node1.is_template()
+                or node2.is_template()
+                or self.keeps_order(scheduler, node1, node2, shared_data_score)
+            ):
                 return False
             return bool(InductorChoices.can_fuse(scheduler, node1, node2, shared_data_score))
 
-        def keeps_order(self, scheduler: Any, node1: Any, node2: Any) -> bool:
+        def keeps_order(self, scheduler: Any, node1: Any, node2: Any, shared_data_score: int) -> bool:
             module: Any = V.graph.module
             apart = module.meta.get(_CALLS_APART)
             if apart is None:
@@ -534,7 +541,10 @@ def order_keeping_choices() -> Any:
             between = calls[bisect(calls, (first.min_order,)) : bisect(calls, (last,))]
             if len(between) > apart:
                 return False
-            return module.meta[_DELAYS_LOOPS] or not any(name in later.ancestors for _, name in between)
+            if not any(name in later.ancestors for _, name in between):
+                return True
+            largest = max(map(scheduler.dep_size_hint, later.read_writes.reads_and_writes()), default=0)
+            return module.meta[_DELAYS_LOOPS] and 2 * shared_data_score >= largest
 
     return OrderKeepingChoices()
 
@@ -589,7 +599,10 @@ class KernelsInOrder(CustomSchedulerPass):
         from torch._inductor.virtualized import V
 
         module: Any = V.graph.module
-        ordered = _in_order(nodes) if _CALLS_APART in module.meta else nodes
+        ordered = nodes
+        if _CALLS_APART in module.meta:
+            ordered = _in_order(nodes)
+            _overwrite_what_dies(ordered)
         if (observer := _observer.get()) and not isinstance(V.graph, SubgraphLowering):
             names = tuple(node.name for node in module.graph.find_nodes(op="placeholder"))
             observer(names, V.graph.is_backward, lambda owned: _schedule_of(ordered, owned))
@@ -633,6 +646,51 @@ def _draws(part: Any) -> bool:
     op = getattr(part.node, "op_overload", None)
     draws = op in RNG_WRAPPERS.values() or torch.Tag.nondeterministic_seeded in getattr(op, "tags", ())
     return bool(part.is_extern() and draws)
+
+
+def _overwrite_what_dies(nodes: list[Any]) -> None:
+    """Let elementwise kernels write over what only they still read, however many of their loops read it.
+
+    Inductor does so if a single loop still reads it (`SchedulerNode.decide_inplace_update`, 2.13, 2.14). But where all
+    loops of a kernel read the same element that one of them writes, it is loaded before anything is stored. So it is
+    left with that one as its reader, which the kernel has among its parts either way.
+    """
+    completed: set[str] = set()
+    for node in nodes:
+        parts = node.get_nodes()
+        names = {part.get_name() for part in parts}
+        if len(parts) > 1 and all(map(_is_elementwise, parts)):
+            free = sorted({dep.name for dep in node.read_writes.reads} - node.get_buffer_names())
+            users = {
+                (k, j): found
+                for k, part in enumerate(parts)
+                for j, name in enumerate(free)
+                if (found := _users_without(names, part, node, name, completed))
+            }
+            left, right = (np.array([pair[side] for pair in users], dtype=np.int64) for side in (0, 1))
+            for k, j in largest_matching(left, right):
+                _source(parts[k], free[j]).users = users[k, j]
+        completed |= names
+
+
+def _users_without(names: set[str], part: Any, kernel: Any, name: str, completed: set[str]) -> list[Any]:
+    """The users of what a loop reads but for others of its kernel, if it may write over it when these are done."""
+    (buffer,) = part.get_outputs()
+    stays_in_registers = names.issuperset(user.node.get_name() for user in buffer.users)
+    source = _source(part, name)
+    if stays_in_registers or source is None or not _is_overwritable(source, buffer):
+        return []
+    others = names - {part.get_name()}
+    users = [user for user in source.users if user.node.get_name() not in others]
+    return users if _is_last_reader(part, kernel, name, users, completed) else []
+
+
+def _is_elementwise(part: Any) -> bool:
+    """Whether it is a generated loop that writes each element of its result once, where it computes it."""
+    from torch._inductor.scheduler import SchedulerNode
+
+    is_loop = isinstance(part, SchedulerNode) and not (part.is_template() or part.is_reduction())
+    return is_loop and not part.has_aliasing_or_mutation()
 
 
 @cache
@@ -948,11 +1006,17 @@ def _find_overwritten(nodes: list[Any], allocated: set[str]) -> dict[str, str]:
             for buffer in part.get_outputs() if isinstance(part, SchedulerNode) else ():
                 if buffer.get_name() not in allocated or not buffer.node.should_allocate():
                     continue
-                free = [
-                    read.name
+                sources = {
+                    read.name: _source(part, read.name)
                     for read in part.read_writes.reads
                     if read.name not in overwritten.values()
-                    and _may_overwrite(part, node, read.name, buffer, completed)
+                }
+                free = [
+                    name
+                    for name, source in sources.items()
+                    if source is not None
+                    and _is_overwritable(source, buffer)
+                    and _is_last_reader(part, node, name, source.users, completed)
                 ]
                 # The first one is taken, be it a value that the kernel would have kept in registers.
                 if free and free[0] in allocated:
@@ -961,25 +1025,28 @@ def _find_overwritten(nodes: list[Any], allocated: set[str]) -> dict[str, str]:
     return overwritten
 
 
-def _may_overwrite(part: Any, kernel: Any, name: str, buffer: Any, completed: set[str]) -> bool:
-    """Whether the last reader of a buffer, of memory of its own or given away by the caller, can write over it."""
+def _source(part: Any, name: str) -> Any:
+    """The buffer that a loop reads under a name, or the input that the caller gives away; else None."""
+    scheduler = part.scheduler
+    return scheduler.name_to_donated_buffer.get(name) or scheduler.name_to_buf.get(name)
+
+
+def _is_overwritable(source: Any, buffer: Any) -> bool:
+    """Whether it has memory of its own, as much as another buffer needs."""
     from torch._inductor import ir
     from torch._inductor.codegen.wrapper import can_match_buffer_size
     from torch._inductor.scheduler import NopKernelSchedulerNode
 
-    scheduler = part.scheduler
-    source = scheduler.name_to_donated_buffer.get(name) or scheduler.name_to_buf.get(name)
-    if source is None or isinstance(source.defining_op, NopKernelSchedulerNode):
-        return False
     not_its_own = (ir.NoneLayout, ir.MultiOutputLayout, ir.MutationLayoutSHOULDREMOVE, ir.CommBufferLayout)
-    if isinstance(source.node.get_output_spec(), not_its_own) or not can_match_buffer_size(source.node, buffer.node):
+    if isinstance(source.defining_op, NopKernelSchedulerNode) or isinstance(source.node.get_output_spec(), not_its_own):
         return False
-    return _is_last_reader(part, kernel, name, source, completed)
+    return bool(can_match_buffer_size(source.node, buffer.node))
 
 
-def _is_last_reader(part: Any, kernel: Any, name: str, source: Any, completed: set[str]) -> bool:
-    users = ((user, user.node.get_name()) for user in source.users)
-    left = [user for user, reader in users if reader not in completed and reader not in part.ancestors]
+def _is_last_reader(part: Any, kernel: Any, name: str, users: list[Any], completed: set[str]) -> bool:
+    """Whether of the users of a buffer only a loop is left, and its kernel reads only the element that it writes."""
+    readers = ((user, user.node.get_name()) for user in users)
+    left = [user for user, reader in readers if reader not in completed and reader not in part.ancestors]
     if len(left) != 1 or not left[0].can_inplace or left[0].node is not part:
         return False
     accesses = {a for p in kernel.get_nodes() for a in p.read_writes.reads_and_writes() if a.name == name}

@@ -29,6 +29,7 @@ from remat_pass.ops import (
     kind_of,
     op_name,
     reads_by_strides,
+    reduces_rows,
     updates_statistics,
     why_not_recompute,
 )
@@ -220,6 +221,7 @@ def _computed(node: fx.Node, index: dict[fx.Node, int], context: _Context, unpro
         arithmetic_ns=arithmetic_ns(node, context.rates),
         needs_tangent=node.name in context.backward,
         has_effect=has_effect(node),
+        reduces_rows=reduces_rows(node),
         cannot_recompute=READS_BY_STRIDES if by_strides else _why_not_recompute(node, context),
         cannot_save=None if by_strides else _why_not_save(node, kind),
         # Where a draw may not be repeated, recomputing its mask means saving the wider draw: the planner decides.

@@ -5,7 +5,8 @@
                several kernels read it and it gathers so many loads, or in C++ such functions, that computing it in
                each would cost more
     runs at    a loop is fused with earlier ones, is hoisted to them or keeps them waiting (`loop_order`)
-    overwrite  a kernel may write over a value that it alone still reads, and so may a call that updates it
+    overwrite  a kernel may write over a value that it alone still reads, each element behind its last reading, and so
+               may a call that updates it
     functions  in C++ all kernels between two library calls are one function (`RematProblem.joins_loops`): what it
                writes is allocated before it, and what it reads is freed behind it
 
@@ -191,17 +192,48 @@ def _may_overwrite(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`Kernels.may_overwrite`."""
     new = np.repeat(loops, np.diff(bounds))
-    at = runs_at[new]
-    _, which, loads = np.unique(loaded * len(runs_at) + at, return_inverse=True, return_counts=True)
+    may = _reads_before_it_writes(problem, program, new, loaded, runs_at)
     # These read one element and write another.
     elsewhere = problem.is_op(*_POOLS, *_SCATTERS)[program.steps]
-    may = (loads[which] == 1) & (runs_at[loaded] < at) & ~elsewhere[new]
+    may &= (runs_at[loaded] < runs_at[new]) & ~elsewhere[new]
     updates, updated = _updates(problem, program)
     new, old = np.concatenate((new[may], updates)), np.concatenate((loaded[may], updated))
     returned = np.zeros(len(runs_at), dtype=bool)
     returned[program.output_positions(problem)] = True
     returned[program.returned] = True
     return new[~returned[old]], old[~returned[old]]
+
+
+def _reads_before_it_writes(
+    problem: RematProblem, program: Program, new: np.ndarray, loaded: np.ndarray, runs_at: np.ndarray
+) -> np.ndarray:
+    """Whether each loop writes when its kernel has read what it loads; shape (loads,), bool.
+
+    No other loop of the kernel loads it, or all its loops are elementwise, or this one is computed from what the others
+    make of it.
+    """
+    at = runs_at[new]
+    _, which, loads = np.unique(loaded * len(runs_at) + at, return_inverse=True, return_counts=True)
+    is_elementwise = problem.is_kind(Kind.POINTWISE) & ~problem.is_op(*_POOLS, *_SCATTERS)
+    may: np.ndarray = (loads[which] == 1) | ~np.isin(at, at[~is_elementwise[program.steps[new]]])
+    last = np.zeros(len(loads), dtype=np.int64)
+    last[which] = np.arange(len(which))
+    sizes = problem.size_bytes[program.steps]
+    for k in last[~may[last] & (sizes[new[last]] == sizes[loaded[last]])].tolist():
+        may[k] = _needs(program, int(new[k]), {*new[:k][which[:k] == which[k]].tolist()})
+    return may
+
+
+def _needs(program: Program, p: int, others: set[int]) -> bool:
+    """Whether a step is computed from all of some earlier ones."""
+    first, found, pending = min(others), {p}, [p]
+    while pending and not others <= found:
+        q = pending.pop()
+        reads = program.read[program.bounds[q] : program.bounds[q + 1]].tolist()
+        fresh = {r for r in reads if r >= first}.difference(found)
+        found |= fresh
+        pending += fresh
+    return others <= found
 
 
 def _updates(problem: RematProblem, program: Program) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from remat_pass.fusion import Kernels, fused_kernels, unfused_kernels
+from remat_pass.matching import largest_matching
 from remat_pass.problem import Kind, RematProblem
 from remat_pass.schedule import Program
 
@@ -70,16 +71,10 @@ def _stays_in_its_kernel(
 
 
 def _overwrites(kernels: Kernels, born: np.ndarray, last_use: np.ndarray) -> list[tuple[int, int]]:
-    """(new, old): the value at `new` takes the storage of the one at `old`, the first that only it still reads."""
+    """(new, old): the value at `new` takes the storage of the one at `old`, which its kernel is the last to read."""
     new, old = kernels.may_overwrite
     may = (born[new] == born[old]) & (last_use[old] == kernels.runs_at[new])
-    pairs: dict[int, int] = {}
-    taken: set[int] = set()
-    for p, s in zip(new[may].tolist(), old[may].tolist(), strict=True):
-        if p not in pairs and s not in taken:
-            taken.add(s)
-            pairs[p] = s
-    return list(pairs.items())
+    return largest_matching(new[may], old[may])
 
 
 def _last_uses(problem: RematProblem, program: Program, runs_at: np.ndarray, exists: np.ndarray) -> np.ndarray:

@@ -96,6 +96,8 @@ class Value:
     """It runs exactly once whatever is read of it: mutations, collectives, assertions."""
     waits: bool = False
     """Of backward, and run late for its first reader: what that one needs of forward runs before it, not behind it."""
+    reduces_rows: bool = False
+    """A reduction that leaves the last dimension: no loop over rows is fused with it."""
     cannot_recompute: str | None = None
     """Why running it twice is forbidden, or None."""
     cannot_save: str | None = None
@@ -213,6 +215,11 @@ class RematProblem:
         if kinds not in self._of_kind:
             self._of_kind[kinds] = np.array([v.kind in kinds for v in self.values], dtype=bool)
         return self._of_kind[kinds]
+
+    @cached_property
+    def reduces_rows(self) -> np.ndarray:
+        """`Value.reduces_rows` of each value; shape (values,), bool."""
+        return np.array([v.reduces_rows for v in self.values], dtype=bool)
 
     def is_op(self, *names: str) -> np.ndarray:
         """Whether each value is of one of the ops, such as "aten.exp", in any overload; shape (values,), bool."""

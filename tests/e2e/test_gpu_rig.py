@@ -149,17 +149,34 @@ class Dropping(nn.Module):
         return functional.dropout(self.down(hidden), self.p).square().mean()
 
 
+class Gated(nn.Module):
+    """What backward makes of a gated product is written over what it is made of, three storages in one kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gates = nn.ModuleList(nn.Linear(4, 16) for _ in range(2))
+        self.ups = nn.ModuleList(nn.Linear(4, 16) for _ in range(2))
+        self.downs = nn.ModuleList(nn.Linear(16, 4) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for gate, up, down in zip(self.gates, self.ups, self.downs, strict=True):
+            x = x + down(functional.silu(gate(x)) * up(x))
+        return x.square().mean()
+
+
 _INTERPRET = f"""
 import tests.support.gpu_rig  # before torch
 import json, torch
-from {__name__} import Dropping
+from {__name__} import Dropping, Gated
 from tests.support.gpu_rig.contestant import read_contestant
 from tests.support.gpu_rig.interpret import gradients
 from tests.support.gpu_rig.lowering import RigConfig
 
 x = torch.linspace(-1, 1, 32).reshape(8, 4)
-plain, dropping = Dropping(0.0), Dropping(0.5)
-plain(x).backward()
+plain, dropping, gated = Dropping(0.0), Dropping(0.5), Gated()
+for module in (plain, gated):
+    module(x).backward()
 expected = {{name: parameter.grad for name, parameter in plain.named_parameters()}}
 least = read_contestant({{"kind": "remat", "memory_budget": 1, "on_infeasible": "warn"}})
 config = least.configure(RigConfig())
@@ -168,6 +185,8 @@ print(json.dumps({{
     for case, values in {{
         "eager": expected,
         "plain": gradients(plain, (x,), least.partitioner, config=config),
+        "gated, eager": {{name: parameter.grad for name, parameter in gated.named_parameters()}},
+        "gated": gradients(gated, (x,), least.partitioner, config=config),
         "dropping, torch": gradients(dropping, (x,)),
         "dropping, least": gradients(dropping, (x,), least.partitioner, config=config),
     }}.items()
@@ -184,6 +203,10 @@ def gradients() -> dict[str, dict[str, torch.Tensor]]:
 def test_the_generated_kernels_compute_the_gradients_of_eager(gradients: dict[str, Any]) -> None:
     torch.testing.assert_close(gradients["plain"], gradients["eager"], rtol=1e-5, atol=1e-7)
     assert not torch.equal(gradients["dropping, torch"]["up.weight"], gradients["plain"]["up.weight"])
+
+
+def test_kernels_that_write_over_what_they_read_compute_them_too(gradients: dict[str, Any]) -> None:
+    torch.testing.assert_close(gradients["gated"], gradients["gated, eager"], rtol=1e-5, atol=1e-7)
 
 
 def test_the_least_plan_has_the_masks_of_forward(gradients: dict[str, Any]) -> None:

@@ -106,6 +106,30 @@ def test_what_was_changed_in_place_is_not_written_over() -> None:
     assert all(size_bytes[old] for old in found.overwritten.values())
 
 
+def test_a_kernel_of_loops_that_read_the_same_writes_over_all_that_dies_in_it() -> None:
+    """Inductor would write over nothing: each storage has several readers left, though all are in one kernel."""
+
+    def gated(x: Tensor, w: Tensor) -> list[Tensor]:
+        gate, up, tangent = x @ w, w @ x, w @ w
+        return [(gate.cos() * up) @ w, (tangent * up * gate) @ w, (tangent * gate.sin()) @ w]
+
+    def overwritten(function: Callable[..., Any], *shapes: tuple[int, ...]) -> set[str]:
+        module = trace(function, *shapes)
+        _torch_compat.set_calls_apart(module, 8)
+        ours = _torch_compat.KernelsInOrder()
+        return set(schedule(module, reorder_for_peak_memory=False, _post_fusion_custom_pass=ours).overwritten.values())
+
+    def mirrored(x: Tensor, w: Tensor) -> list[Tensor]:
+        product = x @ w
+        return [product.sin() @ w, (product + product.permute(1, 0)).cos() @ w]
+
+    square = (64, 64)
+    assert len(overwritten(gated, square, square)) == 3
+    assert not schedule(trace(gated, square, square), reorder_for_peak_memory=False).overwritten
+    # One of the two also reads another element than it writes.
+    assert not overwritten(mirrored, square, square)
+
+
 def kernel_with(found: InductorSchedule, op: str) -> int:
     return next(k for k, names in enumerate(found.kernels) if op in names)
 
@@ -146,6 +170,21 @@ def test_a_loop_passes_no_library_call_that_it_needs() -> None:
     choices = _torch_compat.order_keeping_choices
     kept = schedule(module, reorder_for_peak_memory=False, inductor_choices_class=choices)
     assert kernel_with(kept, "cos") > kernel_with(kept, "mm_1") > kernel_with(kept, "sin")
+
+
+def test_no_kernel_waits_for_the_sake_of_little_that_is_shared() -> None:
+    def run(x: Tensor, y: Tensor, scale: Tensor, w: Tensor) -> list[Tensor]:
+        early = (x * scale) @ w
+        return [early, (scale * (y @ w)).cos() @ w]
+
+    found = []
+    for scales in (1, 64):
+        module = trace(run, (64, 64), (64, 64), (scales, 64), (64, 64))
+        _torch_compat.set_calls_apart(module, 8, delays_loops=True)
+        choices = _torch_compat.order_keeping_choices
+        kept = schedule(module, reorder_for_peak_memory=False, inductor_choices_class=choices)
+        found.append(kernel_with(kept, "mul") == kernel_with(kept, "mul_1"))
+    assert found == [False, True]
 
 
 def test_a_kernel_waits_for_what_its_later_loop_needs() -> None:

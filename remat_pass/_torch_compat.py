@@ -519,15 +519,11 @@ def order_keeping_choices() -> Any:
             return "remat_pass: loops are fused over as many library calls as the plan allows"
 
         def can_fuse(self, scheduler: Any, node1: Any, node2: Any, shared_data_score: int) -> bool:  # type: ignore[override]
-            if not (
-                node1.is_template()
-                or node2.is_template()
-                or self.keeps_order(scheduler, node1, node2, shared_data_score)
-            ):
+            if not (node1.is_template() or node2.is_template() or self.keeps_order(scheduler, node1, node2)):
                 return False
             return bool(InductorChoices.can_fuse(scheduler, node1, node2, shared_data_score))
 
-        def keeps_order(self, scheduler: Any, node1: Any, node2: Any, shared_data_score: int) -> bool:
+        def keeps_order(self, scheduler: Any, node1: Any, node2: Any) -> bool:
             module: Any = V.graph.module
             apart = module.meta.get(_CALLS_APART)
             if apart is None:
@@ -541,10 +537,7 @@ def order_keeping_choices() -> Any:
             between = calls[bisect(calls, (first.min_order,)) : bisect(calls, (last,))]
             if len(between) > apart:
                 return False
-            if not any(name in later.ancestors for _, name in between):
-                return True
-            largest = max(map(scheduler.dep_size_hint, later.read_writes.reads_and_writes()), default=0)
-            return module.meta[_DELAYS_LOOPS] and 2 * shared_data_score >= largest
+            return module.meta[_DELAYS_LOOPS] or not any(name in later.ancestors for _, name in between)
 
     return OrderKeepingChoices()
 

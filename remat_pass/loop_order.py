@@ -17,7 +17,7 @@ Source: torch/_inductor/scheduler.py (`can_fuse`, `are_long_distant_nodes`) of t
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import numpy as np
 
@@ -66,7 +66,7 @@ def running_positions(problem: RematProblem, program: Program, exists: np.ndarra
     """
     timetable = _Timetable(program, exists)
     runs_at, ready_at, kernel_of = timetable.runs_at, timetable.ready_at, timetable.kernel_of
-    follows, storages, is_worth, count = _common_loads(problem, program, loops)
+    follows, storages, count = _common_loads(problem, program, loops)
     loading: list[list[int]] = [[] for _ in range(count)]
     """Kernels that load a storage at an extent."""
     is_scatter = loops.is_scatter.tolist()
@@ -80,18 +80,17 @@ def running_positions(problem: RematProblem, program: Program, exists: np.ndarra
         # What waits at the end of its program is there by then.
         ready = min(max([begin, *[ready_at[s] for s in needed]]), timetable.end_of(p))
         followed = [s for s, may in zip(loaded[a:b], follows[a:b], strict=True) if may and not is_scatter[s]]
-        waiting = [kernel_of[s] for s in followed]
+        near = [kernel_of[s] for s in followed]
         shared = [loading[key] for key in storages[a:b] if key >= 0]
-        near = [*waiting, *chain.from_iterable(shared)]
+        for kernels in shared:
+            near += kernels
         near = [k for k in near if k >= farthest]
         joined = p
         for k in near:
             if ready <= runs_at[k] and (joined == p or runs_at[k] < runs_at[joined]):
                 joined = k
         if joined == p and near and problem.delays_loops:
-            for key, is_much in zip(storages[a:b], is_worth[a:b], strict=True):
-                waiting += loading[key] if key >= 0 and is_much else ()
-            last = sorted({k for k in waiting if k >= farthest})[-_MOST_TO_DELAY:]
+            last = sorted(set(near))[-_MOST_TO_DELAY:]
             joined = next((k for k in reversed(last) if timetable.delays(k, ready, p, needed, followed)), p)
         timetable.join(p, joined)
         ready_at[p] += is_scatter[p]
@@ -101,21 +100,17 @@ def running_positions(problem: RematProblem, program: Program, exists: np.ndarra
     return np.array(runs_at, dtype=np.int64)
 
 
-def _common_loads(
-    problem: RematProblem, program: Program, loops: Loops
-) -> tuple[list[bool], list[int], list[bool], int]:
+def _common_loads(problem: RematProblem, program: Program, loops: Loops) -> tuple[list[bool], list[int], int]:
     """What loops may be fused for.
 
     Returns:
         For each load whether its loop may follow the kernel that writes it; a number for what is loaded and the extent
-        it is loaded at, -1 where no other load shares it; whether it is worth waiting for; and the count of these
-        numbers.
+        it is loaded at, -1 where no other load shares it; and the count of these numbers.
     """
     sizes = problem.size_bytes[program.steps]
     loop = np.repeat(np.arange(len(loops.positions)), np.diff(loops.bounds))
     extents = sizes[loops.positions]
     np.maximum.at(extents, loop, sizes[loops.loaded])
-    is_worth = 2 * sizes[loops.loaded] >= extents[loop]
     # What leaves the last dimension runs over the same elements in another order.
     across = problem.reduces_rows[program.steps[loops.positions]]
     if not problem.joins_loops:
@@ -128,7 +123,7 @@ def _common_loads(
     found, which, met = np.unique(keys, return_inverse=True, return_counts=True)
     is_seed = problem.is_op(*_SEEDS)[program.steps[loops.loaded]]
     shares = (met[which] > 1) & loops.is_elementwise & ~is_seed
-    return follows.tolist(), np.where(shares, which, -1).tolist(), is_worth.tolist(), len(found)
+    return follows.tolist(), np.where(shares, which, -1).tolist(), len(found)
 
 
 def _reach(problem: RematProblem, program: Program, exists: np.ndarray, loops: np.ndarray) -> list[int]:

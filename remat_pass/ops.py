@@ -212,11 +212,13 @@ def kind_of(node: fx.Node, *, is_view: bool) -> Kind:
 
 def reduces_rows(node: fx.Node) -> bool:
     """Whether it is a reduction that leaves the last dimension, which runs over its elements in another order."""
-    dims = node.args[1] if packet(node) in _REDUCTIONS and len(node.args) > 1 else None
-    reduced = node.args[0].meta.get("val") if isinstance(node.args[0], fx.Node) else None
-    if not isinstance(dims, list | tuple) or not dims or not isinstance(reduced, torch.Tensor):
+    if packet(node) not in _REDUCTIONS or len(node.args) < 2:
         return False
-    return all(isinstance(d, int) and d % reduced.dim() < reduced.dim() - 1 for d in dims)
+    reduced, dims = node.args[:2]
+    value = reduced.meta.get("val") if isinstance(reduced, fx.Node) else None
+    if not isinstance(dims, list | tuple) or not dims or not isinstance(value, torch.Tensor):
+        return False
+    return all(isinstance(d, int) and d % value.dim() < value.dim() - 1 for d in dims)
 
 
 def why_not_recompute(node: fx.Node, *, is_checkpointed: bool) -> str | None:

@@ -172,21 +172,6 @@ def test_a_loop_passes_no_library_call_that_it_needs() -> None:
     assert kernel_with(kept, "cos") > kernel_with(kept, "mm_1") > kernel_with(kept, "sin")
 
 
-def test_no_kernel_waits_for_the_sake_of_little_that_is_shared() -> None:
-    def run(x: Tensor, y: Tensor, scale: Tensor, w: Tensor) -> list[Tensor]:
-        early = (x * scale) @ w
-        return [early, (scale * (y @ w)).cos() @ w]
-
-    found = []
-    for scales in (1, 64):
-        module = trace(run, (64, 64), (64, 64), (scales, 64), (64, 64))
-        _torch_compat.set_calls_apart(module, 8, delays_loops=True)
-        choices = _torch_compat.order_keeping_choices
-        kept = schedule(module, reorder_for_peak_memory=False, inductor_choices_class=choices)
-        found.append(kernel_with(kept, "mul") == kernel_with(kept, "mul_1"))
-    assert found == [False, True]
-
-
 def test_a_kernel_waits_for_what_its_later_loop_needs() -> None:
     """Inductor would run that before all that stands between the two loops."""
 

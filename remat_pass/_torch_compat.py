@@ -578,13 +578,15 @@ def observed_schedules(observer: ScheduleObserver | None) -> Iterator[None]:
 class KernelsInOrder(CustomSchedulerPass):
     """For `_post_fusion_custom_pass`: a fused kernel runs in the place of its first loop, or once it can.
 
+    It writes over what dies in it (`_overwrite_what_dies`).
+
     Inductor instead runs whatever its last loop needs before that place, and so brings forward what a plan computes
     late. Graphs that `set_calls_apart` was not called for are left to Inductor (2.13, 2.14).
     """
 
     def uuid(self) -> str:
         """What it does, for Inductor's cache keys."""
-        return "remat_pass: kernels run in the place of their first loop, or once they can"
+        return "remat_pass: kernels run in the place of their first loop, or once they can, and write over what dies"
 
     def __call__(self, nodes: list[Any]) -> list[Any]:
         """The kernels of one graph in their order, which the observer is shown."""

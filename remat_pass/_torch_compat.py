@@ -654,7 +654,7 @@ def _overwrite_what_dies(nodes: list[Any]) -> None:
     for node in nodes:
         parts = node.get_nodes()
         names = {part.get_name() for part in parts}
-        if len(parts) > 1 and all(map(_is_elementwise, parts)):
+        if _is_one_elementwise_loop(node):
             free = sorted({dep.name for dep in node.read_writes.reads} - node.get_buffer_names())
             users = {
                 (k, j): found
@@ -680,12 +680,22 @@ def _users_without(names: set[str], part: Any, kernel: Any, name: str, completed
     return users if _is_last_reader(part, kernel, name, users, completed) else []
 
 
-def _is_elementwise(part: Any) -> bool:
-    """Whether it is a generated loop that writes each element of its result once, where it computes it."""
-    from torch._inductor.scheduler import SchedulerNode
+def _is_one_elementwise_loop(kernel: Any) -> bool:
+    """Whether all loops of a kernel are one, which computes each element of each result once.
 
-    is_loop = isinstance(part, SchedulerNode) and not (part.is_template() or part.is_reduction())
-    return is_loop and not part.has_aliasing_or_mutation()
+    Loops side by side, or inside a common outer one, are not: one of them would read what another has written.
+    """
+    from torch._inductor.scheduler import FusedSchedulerNode, SchedulerNode
+
+    if type(kernel) is not FusedSchedulerNode:
+        return False
+    parts = kernel.get_nodes()
+    are_loops = all(
+        isinstance(part, SchedulerNode)
+        and not (part.is_template() or part.is_reduction() or part.has_aliasing_or_mutation())
+        for part in parts
+    )
+    return are_loops and len({part.group for part in parts}) == 1
 
 
 @cache

@@ -67,11 +67,18 @@ def _curves(rows: Sequence[Row], setting: Setting, allocator: str) -> Curves:
 
 def _least_peak(curves: dict[str, Curves], model: str, where: str) -> Goal:
     goal = "least peak <= 0.6x that of PyTorch's knob"
-    ours, knob = (min((p.peak_bytes for p in c), default=None) for c in (curves[model].ours, curves[model].knob))
+    ours, knob = (_lowest(c) for c in (curves[model].ours, curves[model].knob))
     if ours is None or knob is None:
         return Goal(goal, f"{model}, {where}", "not measured", None)
-    figure = f"{ours / knob:.2f}x ({ours / 1e6:.1f} of {knob / 1e6:.1f} MB)"
-    return Goal(goal, f"{model}, {where}", figure, ours <= 0.6 * knob)
+    figure = f"{ours.peak_bytes / knob.peak_bytes:.2f}x ({ours.peak_bytes / 1e6:.1f} of {knob.peak_bytes / 1e6:.1f} MB)"
+    mine, theirs = ours.row.activation_peak_bytes, knob.row.activation_peak_bytes
+    if mine is not None and theirs:
+        figure += f"; of activations {mine / theirs:.2f}x ({mine / 1e6:.1f} of {theirs / 1e6:.1f} MB)"
+    return Goal(goal, f"{model}, {where}", figure, ours.peak_bytes <= 0.6 * knob.peak_bytes)
+
+
+def _lowest(curve: list[Point]) -> Point | None:
+    return min(curve, key=lambda p: p.peak_bytes, default=None)
 
 
 def _slowdown(curves: dict[str, Curves], where: str, *, modelled: bool) -> Goal:

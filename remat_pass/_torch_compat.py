@@ -648,14 +648,17 @@ def _overwrite_what_dies(nodes: list[Any]) -> None:
 
     Inductor does so if a single loop still reads it (`SchedulerNode.decide_inplace_update`, 2.13, 2.14). But where all
     loops of a kernel read the same element that one of them writes, it is loaded before anything is stored. So it is
-    left with that one as its reader, which the kernel has among its parts either way.
+    left with that one as its reader, which the kernel has among its parts either way. Nothing may be fused after that:
+    Inductor does not see the other readers any more. What shares its memory under another name is left alone.
     """
     completed: set[str] = set()
+    buffers = nodes[0].scheduler.name_to_buf.values() if nodes else ()
+    shared = {name for b in buffers if b.get_aliases() for name in (b.get_name(), *b.get_aliases())}
     for node in nodes:
         parts = node.get_nodes()
         names = {part.get_name() for part in parts}
         if _is_one_elementwise_loop(node):
-            free = sorted({dep.name for dep in node.read_writes.reads} - node.get_buffer_names())
+            free = sorted({dep.name for dep in node.read_writes.reads} - node.get_buffer_names() - shared)
             users = {
                 (k, j): found
                 for k, part in enumerate(parts)

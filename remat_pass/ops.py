@@ -93,6 +93,9 @@ _REDUCTIONS = {
     prims.var,
 }
 
+_OVER_DIMENSIONS = {aten.amax, aten.amin, aten.mean, aten.std, aten.sum, aten.var, aten.var_mean, prims.sum, prims.var}
+"""Those of them whose second argument is a list of dimensions."""
+
 _SCATTERS = {aten.index_put, aten._unsafe_masked_index_put_accumulate}
 """Ops that Inductor lowers to a loop where the device can add in place."""
 
@@ -212,13 +215,13 @@ def kind_of(node: fx.Node, *, is_view: bool) -> Kind:
 
 def reduces_rows(node: fx.Node) -> bool:
     """Whether it is a reduction that leaves the last dimension, which runs over its elements in another order."""
-    if packet(node) not in _REDUCTIONS or len(node.args) < 2:
+    if packet(node) not in _OVER_DIMENSIONS or len(node.args) < 2:
         return False
     reduced, dims = node.args[:2]
-    value = reduced.meta.get("val") if isinstance(reduced, fx.Node) else None
-    if not isinstance(dims, list | tuple) or not dims or not isinstance(value, torch.Tensor):
+    rank = reduced.meta["val"].dim() if isinstance(reduced, fx.Node) else 0
+    if not isinstance(dims, list | tuple) or not dims or not rank:
         return False
-    return all(isinstance(d, int) and d % value.dim() < value.dim() - 1 for d in dims)
+    return all(isinstance(d, int) and d % rank < rank - 1 for d in dims)
 
 
 def why_not_recompute(node: fx.Node, *, is_checkpointed: bool) -> str | None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,35 @@ def test_a_budget_holds_and_gradients_are_those_of_eager() -> None:
     assert "measured step" in str(report)
     assert abs(report.predicted_peak_bytes - measured) <= 0.02 * measured
     assert any(d.action == "recomputed" and d.op.startswith("aten") for d in report.decisions)
+
+
+class SharesMemory(nn.Module):
+    """Two loops of one kernel read the same memory under two names, and not at the same place."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate, self.up, self.one, self.other = (nn.Linear(width, width, bias=False) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            gate, up = (linear(x).view(len(x), -1, 2) for linear in (self.gate, self.up))
+            alias = torch.view_as_real(torch.view_as_complex(gate))
+            one, other = gate.cos() * up, alias.flip(0).sin() * up
+        return self.one(one.flatten(1)).square().sum() + self.other(other.flatten(1)).square().sum()
+
+
+def test_what_is_read_under_another_name_is_not_written_over() -> None:
+    module, x = SharesMemory(), torch.randn(64, 64)
+    module(x).backward()
+    wanted = [p.grad for p in module.parameters() if p.grad is not None]
+    module.zero_grad(set_to_none=True)
+    options = {"memory_budget": 1, "on_infeasible": "warn"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the budget, and of Inductor about complex numbers
+        torch.compile(module, backend="remat", options=options)(x).backward()
+    got = [p.grad for p in module.parameters() if p.grad is not None]
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_tied_embedding_does_not_keep_the_gradient_of_the_logits_alive() -> None:

@@ -119,6 +119,11 @@ def test_a_kernel_of_loops_that_read_the_same_writes_over_all_that_dies_in_it() 
         ours = _torch_compat.KernelsInOrder()
         return set(schedule(module, reorder_for_peak_memory=False, _post_fusion_custom_pass=ours).overwritten.values())
 
+    def concatenated(x: Tensor, w: Tensor) -> list[Tensor]:
+        upper, lower = x @ w, w @ x
+        both = torch.cat([upper, lower])
+        return [both @ w, lower.cos() @ w, both[32:96].sin() @ w]
+
     def mirrored(x: Tensor, w: Tensor) -> list[Tensor]:
         product = x @ w
         return [product.sin() @ w, (product + product.permute(1, 0)).cos() @ w]
@@ -128,6 +133,8 @@ def test_a_kernel_of_loops_that_read_the_same_writes_over_all_that_dies_in_it() 
     assert not schedule(trace(gated, square, square), reorder_for_peak_memory=False).overwritten
     # One of the two also reads another element than it writes.
     assert not overwritten(mirrored, square, square)
+    # One of the two reads the same memory as a part of something larger.
+    assert not overwritten(concatenated, square, square)
 
 
 def kernel_with(found: InductorSchedule, op: str) -> int:

@@ -1,4 +1,4 @@
-"""Which ops may run a second time."""
+"""Which ops may run a second time, and how reductions run."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from remat_pass.ops import why_not_recompute
+from remat_pass.ops import reduces_rows, why_not_recompute
 
 
 def attention_with(change: Callable[..., torch.Tensor]) -> fx.Node:
@@ -36,3 +36,13 @@ def test_attention_runs_again_if_all_ops_of_its_functions_may(
 ) -> None:
     reason = why_not_recompute(attention_with(change), is_checkpointed=False)
     assert (reason is None) == repeats
+
+
+def test_reductions_that_leave_the_last_dimension_are_those_of_rows() -> None:
+    def run(x: torch.Tensor) -> list[torch.Tensor]:
+        total = x.sum()
+        pooled = torch.ops.aten.avg_pool2d.default(x, [2, 2])
+        return [x.sum([0, 1]), x.mean(-1), x.amax([0, -1]), x.sum([]), total.sum(0), pooled]
+
+    module = make_fx(run)(torch.ones(2, 4, 4))
+    assert [node.name for node in module.graph.nodes if reduces_rows(node)] == ["sum_2"]

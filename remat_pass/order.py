@@ -22,7 +22,8 @@ its schedule decides.
 
 *Forward* computes what only backward reads, if that is saved, right behind what it is computed from, where it is
 smaller than that. Autograd writes the mask of a ReLU into the graph of backward, and there forward would keep what went
-into all of them to its end.
+into all of them to its end. Where the lowering fuses, it need not be smaller: at the end of forward what is made of the
+statistics of each layer norm would be a kernel by itself.
 
 Forward may also run depth first: each value right before the first that reads it and needs it next.
 
@@ -73,7 +74,8 @@ def early_order(problem: RematProblem) -> tuple[int, ...]:
             continue
         freed = uses.read_by[v].difference(problem.forward_outputs)
         largest = max((problem.values[s].size.hint for s in freed), default=0)
-        if value.size.hint < largest and given.isdisjoint(uses.read_by[v]):
+        is_smaller = value.size.hint < largest or (problem.fuses and value.size.hint == largest)
+        if is_smaller and given.isdisjoint(uses.read_by[v]):
             behind[v] = _behind_parts(problem, range(len(behind)), max(behind[r] for r in value.reads))
     return tuple(sorted(range(len(behind)), key=behind.__getitem__))
 

@@ -195,6 +195,11 @@ def test_what_is_large_or_no_loop_stays(of_mask: dict[str, object]) -> None:
     assert early(problem).startswith("x wide h rest relu y out")
 
 
+def test_what_is_as_large_stays_only_where_it_is_a_kernel_by_itself_anyway() -> None:
+    problem = rectified(mib=4).build(outputs="out", gradients="d", fuses=True)
+    assert early(problem).startswith("x wide h rest relu mask")
+
+
 def test_what_forward_reads_and_what_is_computed_from_inputs_or_results_stays() -> None:
     draft = Draft()
     draft.input("x", 4)

@@ -676,7 +676,7 @@ def _users_without(names: set[str], part: Any, kernel: Any, name: str, completed
     (buffer,) = part.get_outputs()
     stays_in_registers = names.issuperset(user.node.get_name() for user in buffer.users)
     source = _source(part, name)
-    if stays_in_registers or source is None or not _is_overwritable(source, buffer):
+    if stays_in_registers or not _is_overwritable(source, buffer):
         return []
     others = names - {part.get_name()}
     users = [user for user in source.users if user.node.get_name() not in others]
@@ -1022,9 +1022,7 @@ def _find_overwritten(nodes: list[Any], allocated: set[str]) -> dict[str, str]:
                 free = [
                     name
                     for name, source in sources.items()
-                    if source is not None
-                    and _is_overwritable(source, buffer)
-                    and _is_last_reader(part, node, name, source.users, completed)
+                    if _is_overwritable(source, buffer) and _is_last_reader(part, node, name, source.users, completed)
                 ]
                 # The first one is taken, be it a value that the kernel would have kept in registers.
                 if free and free[0] in allocated:
@@ -1040,13 +1038,15 @@ def _source(part: Any, name: str) -> Any:
 
 
 def _is_overwritable(source: Any, buffer: Any) -> bool:
-    """Whether it has memory of its own, as much as another buffer needs."""
+    """Whether a `_source`, if there is one, has memory of its own, as much as another buffer needs."""
     from torch._inductor import ir
     from torch._inductor.codegen.wrapper import can_match_buffer_size
     from torch._inductor.scheduler import NopKernelSchedulerNode
 
     not_its_own = (ir.NoneLayout, ir.MultiOutputLayout, ir.MutationLayoutSHOULDREMOVE, ir.CommBufferLayout)
-    if isinstance(source.defining_op, NopKernelSchedulerNode) or isinstance(source.node.get_output_spec(), not_its_own):
+    if source is None or isinstance(source.defining_op, NopKernelSchedulerNode):
+        return False
+    if isinstance(source.node.get_output_spec(), not_its_own):
         return False
     return bool(can_match_buffer_size(source.node, buffer.node))
 

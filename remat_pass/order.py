@@ -74,8 +74,8 @@ def early_order(problem: RematProblem) -> tuple[int, ...]:
             continue
         freed = uses.read_by[v].difference(problem.forward_outputs)
         largest = max((problem.values[s].size.hint for s in freed), default=0)
-        is_smaller = value.size.hint < largest or (problem.fuses and value.size.hint == largest)
-        if is_smaller and given.isdisjoint(uses.read_by[v]):
+        is_small = value.size.hint < largest or (problem.fuses and value.size.hint == largest)
+        if is_small and given.isdisjoint(uses.read_by[v]):
             behind[v] = _behind_parts(problem, range(len(behind)), max(behind[r] for r in value.reads))
     return tuple(sorted(range(len(behind)), key=behind.__getitem__))
 

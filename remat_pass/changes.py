@@ -68,7 +68,7 @@ def _single_changes(problem: RematProblem, simulated: Simulated) -> Iterator[Pro
     proposal = simulated.candidate.proposal
     keep = proposal.keep
     values, recomputed = problem.values, set(simulated.decisions.recomputed)
-    less = _dispensable(problem, simulated)
+    less = dispensable(problem, simulated)
     more = [frozenset([v]) for v in simulated.decisions.recomputed if not values[v].cannot_save]
     more += [frozenset(parts) & recomputed for op, parts in problem.parts.items() if op in recomputed]
     yield from (replace(proposal, keep=keep - {v}) for v in less)
@@ -80,7 +80,7 @@ def _single_changes(problem: RematProblem, simulated: Simulated) -> Iterator[Pro
     yield from (replace(more_saved, keep=more_saved.keep - {v}) for more_saved in saving for v in less)
 
 
-def _dispensable(problem: RematProblem, simulated: Simulated) -> list[int]:
+def dispensable(problem: RematProblem, simulated: Simulated) -> list[int]:
     """What is saved, takes memory and can be run again."""
     saved = ((v, problem.values[v]) for v in simulated.decisions.saved)
     return [v for v, value in saved if value.size.hint and not value.is_input and not value.cannot_recompute]
@@ -101,8 +101,8 @@ def _made_early(problem: RematProblem, simulated: Simulated) -> Iterator[Proposa
     backward = backward[backward >= program.forward_end + len(problem.tangents)]
     height = liveness.alive_bytes[backward]
     alive = height - (liveness.born + liveness.workspace)[backward]
-    needed_at = _first_needed(program)
-    saved = _dispensable(problem, simulated)
+    needed_at = first_needed(program)
+    saved = dispensable(problem, simulated)
     made_of = {v: frozenset(r for r in problem.values[v].reads if _is_savable(problem.values[r])) for v in saved}
     for v, parts in (made_of | dict.fromkeys(simulated.decisions.recomputed, frozenset[int]())).items():
         end = int(np.searchsorted(backward, needed_at.get(v, 0), side="right"))
@@ -119,7 +119,7 @@ def _is_savable(value: Value) -> bool:
     return not (value.is_input or value.cannot_save)
 
 
-def _first_needed(program: Program) -> dict[int, int]:
+def first_needed(program: Program) -> dict[int, int]:
     """Where backward first reads each value that is saved, and where it first runs every other one."""
     begin, count = program.forward_end, len(program.values)
     in_backward = np.flatnonzero(program.readers >= begin)[::-1]

@@ -17,13 +17,19 @@ all cuttable ones sum to less than 2^30, and "uncuttable" is one more than their
 Among equal cuts the one nearest to the sink is taken: it recomputes least. No state, no randomness: equal problems
 have equal cuts.
 
-Source: Boykov and Kolmogorov, "An experimental comparison of min-cut/max-flow algorithms", 2004, for the reduction of
-labelling to cuts; the split of save and recompute arcs is ours.
+Over all prices the cheapest cuts are the corners of a convex curve of time against bytes. At the price at which two of
+them cost the same, either a third one costs less, and lies between, or they are neighbours: so each is found by about
+two maximum flows, however near the prices at which one gives way to the next.
+
+Sources: Boykov and Kolmogorov, "An experimental comparison of min-cut/max-flow algorithms", 2004, for the reduction of
+labelling to cuts; the split of save and recompute arcs is ours. Eisner and Severance, "Mathematical techniques for
+efficient record segmentation in large shared databases", 1976, for the search of all prices.
 """
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -32,6 +38,12 @@ from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 from remat_pass.problem import RematProblem
 
 _CAPACITY_LIMIT = 2**30
+_MOST_FLOWS = 16
+"""Beside those for the two ends."""
+_PRECISION = 1e-6
+"""By what share the costs of two cuts differ at least: capacities are rounded."""
+_NOTHING, _EVERYTHING = 1 / 4000, 4
+"""Of the lowest and of the highest ratio of time to bytes."""
 
 
 def cheapest_saved_set(
@@ -48,24 +60,60 @@ def cheapest_saved_set(
     Returns:
         The saved values, inputs left out. Feed it to `schedule.decide`.
     """
-    return cheapest_saved_sets(problem, [price_ns_per_byte], forced=forced, honour_wishes=honour_wishes)[0]
+    network = _network(problem, forced, honour_wishes)
+    return network.cut(price_ns_per_byte).saved if network else frozenset()
 
 
 def cheapest_saved_sets(
-    problem: RematProblem, prices_ns_per_byte: list[float], *, forced: Collection[int] = (), honour_wishes: bool = True
+    problem: RematProblem, *, forced: Collection[int] = (), honour_wishes: bool = True
 ) -> list[frozenset[int]]:
-    """The same for several prices, in their order; the network is built once."""
-    relevant = _relevant(problem)
-    if not relevant:
-        return [frozenset() for _ in prices_ns_per_byte]
-    network = _network(problem, relevant, forced, honour_wishes)
-    savable = np.array([not problem.values[v].is_input and problem.values[v].cannot_save is None for v in relevant])
-    sets = []
-    for price in prices_ns_per_byte:
-        on_sink_side = network.sink_side(price)
-        inner, outer = on_sink_side[0:-2:2], on_sink_side[1:-2:2]
-        sets.append(frozenset(relevant[k] for k in np.flatnonzero(outer & ~inner & savable).tolist()))
-    return sets
+    """All that is cheapest at some price, from the fastest to the one of fewest bytes.
+
+    Where these are many, those that differ most in bytes from their neighbours. Arguments are those of
+    `cheapest_saved_set`.
+    """
+    network = _network(problem, forced, honour_wishes)
+    if network is None:
+        return [frozenset()]
+    fastest, smallest = map(network.cut, _extreme_prices(problem))
+    found = {fastest.size_bytes: fastest, smallest.size_bytes: smallest}
+    pairs = [(smallest.size_bytes - fastest.size_bytes, fastest, smallest)]
+    for _ in range(_MOST_FLOWS):
+        if not pairs:
+            break
+        _, faster, smaller = heappop(pairs)
+        if faster.size_bytes <= smaller.size_bytes or faster.ns >= smaller.ns:
+            continue
+        price = (smaller.ns - faster.ns) / (faster.size_bytes - smaller.size_bytes)
+        between = network.cut(price)
+        is_between = smaller.size_bytes < between.size_bytes < faster.size_bytes
+        if is_between and between.cost(price) < faster.cost(price) * (1 - _PRECISION):
+            found[between.size_bytes] = between
+            for a, b in ((faster, between), (between, smaller)):
+                heappush(pairs, (b.size_bytes - a.size_bytes, a, b))
+    return [found[size_bytes].saved for size_bytes in sorted(found, reverse=True)]
+
+
+def _extreme_prices(problem: RematProblem) -> tuple[float, float]:
+    """At which a byte is worth next to nothing, and worth recomputing everything, in nanoseconds per byte."""
+    values = [v for v in problem.values if not v.needs_tangent]
+    ratios = [v.recompute_ns / v.size.hint for v in values if v.recompute_ns and v.size.hint]
+    total_ns, largest = sum(v.recompute_ns for v in values), max(v.size.hint for v in problem.values)
+    return min(ratios, default=0.0) * _NOTHING, max([*ratios, total_ns / max(1, largest)]) * _EVERYTHING
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class _Cut:
+    """A minimum cut."""
+
+    ns: float
+    """Of its arcs, without priced bytes."""
+    size_bytes: int
+    """That are priced."""
+    saved: frozenset[int] = field(compare=False)
+
+    def cost(self, price_ns_per_byte: float) -> float:
+        return self.ns + price_ns_per_byte * self.size_bytes
 
 
 @dataclass(frozen=True)
@@ -79,8 +127,23 @@ class _Network:
     """Infinite where the arc is uncuttable."""
     priced_bytes: np.ndarray
     """To be added to the capacity at the price of memory."""
+    values: np.ndarray
+    """Of the vertices, two for each; shape ((vertices - 2) / 2,)."""
+    is_savable: np.ndarray
+    """Which of them, inputs aside; bool, same shape."""
 
-    def sink_side(self, price_ns_per_byte: float) -> np.ndarray:
+    def cut(self, price_ns_per_byte: float) -> _Cut:
+        """The cheapest cut; of equal ones that nearest to the sink."""
+        on_sink_side = self._sink_side(price_ns_per_byte)
+        inner, outer = on_sink_side[0:-2:2], on_sink_side[1:-2:2]
+        is_cut = ~on_sink_side[self.tails] & on_sink_side[self.heads]
+        return _Cut(
+            float(self.capacity_ns[is_cut].sum()),
+            int(self.priced_bytes[is_cut].sum()),
+            frozenset(self.values[outer & ~inner & self.is_savable].tolist()),
+        )
+
+    def _sink_side(self, price_ns_per_byte: float) -> np.ndarray:
         """Vertices that still reach the sink in the residual graph of a maximum flow; shape (vertices,), bool."""
         capacity = self.capacity_ns + price_ns_per_byte * self.priced_bytes
         used = capacity > 0
@@ -98,7 +161,11 @@ class _Network:
         return reached
 
 
-def _network(problem: RematProblem, relevant: list[int], forced: Collection[int], honour_wishes: bool) -> _Network:
+def _network(problem: RematProblem, forced: Collection[int], honour_wishes: bool) -> _Network | None:
+    """None where backward reads nothing of forward."""
+    relevant = _relevant(problem)
+    if not relevant:
+        return None
     vertex = {v: i for i, v in enumerate(relevant)}
     source, sink = 2 * len(relevant), 2 * len(relevant) + 1
     arcs: list[tuple[int, int, float, int]] = []
@@ -123,7 +190,13 @@ def _network(problem: RematProblem, relevant: list[int], forced: Collection[int]
             arcs.append((outer, sink, math.inf, 0))
     tails, heads, capacity_ns, priced_bytes = zip(*arcs, strict=True)
     return _Network(
-        sink + 1, np.array(tails), np.array(heads), np.array(capacity_ns, dtype=float), np.array(priced_bytes)
+        sink + 1,
+        np.array(tails),
+        np.array(heads),
+        np.array(capacity_ns, dtype=float),
+        np.array(priced_bytes),
+        np.array(relevant),
+        np.array([not problem.values[v].is_input and problem.values[v].cannot_save is None for v in relevant]),
     )
 
 

@@ -1,10 +1,10 @@
 """The planner: from a problem to the frontier of peak against recompute time.
 
-    1. cuts      one min cut per price of memory (`mincut`), and one more with what is small saved at any price
+    1. cuts      all min cuts over prices of memory (`mincut`), and once more with what is small saved at any price
     2. chains    checkpoints, reruns and what to save in between, by dynamic programming over forward cut into blocks,
                  between which few bytes cross (`waists`, `chain`)
-    3. mixes     two neighbours on the frontier at a position of the joint graph: one's decisions before it, the
-                 other's after it; identical layers, which flip together in a cut, are told apart here
+    3. exchanges a saved value makes room for another one (`exchange`); identical layers, which flip together in a cut,
+                 are told apart here
     4. filling   what a candidate runs again stays alive instead, where there is room below a limit (`fill`)
     5. changes   on small graphs, single decisions are changed (`changes`)
 
@@ -15,7 +15,6 @@ do not depend on the budget, so a smaller budget chooses from a subset: the peak
 are broken by peak, then by order of generation; nothing depends on the order of a set.
 """
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -23,6 +22,7 @@ from functools import partial
 from remat_pass.chain import propose
 from remat_pass.changes import refine
 from remat_pass.contract import Contracted, contract
+from remat_pass.exchange import exchange
 from remat_pass.fill import fill_up, forgetful
 from remat_pass.garbage import collection_paused
 from remat_pass.mincut import cheapest_saved_sets
@@ -38,13 +38,12 @@ from remat_pass.waists import (
     thin_out,
 )
 
-_PRICES = 16
 _MOST_BLOCKS = 128
 _FEW_WAISTS = 4
 """With fewer waists than this, forward is also cut at evenly spaced positions."""
 _MOST_PROPOSALS = 48
-_MIX_ROUNDS = 3
-_MIX_POSITIONS = 24
+_EXCHANGES = 1 / 2
+"""Share of the effort for exchanges; filling takes what it gets."""
 _NARROW = 8
 """A value so many times smaller than what it is computed from is tried as saved at any price, too: computing it again
 brings that back, which no price sees (the indices of a max pool)."""
@@ -105,21 +104,18 @@ def _explored(
 ) -> tuple[Candidate, ...]:
     """The frontier of one order of forward."""
     search = Search(problem, honour_wishes=honour_wishes, depth_first=depth_first, share=share)
-    prices = _prices(problem)
     everything = _everything(problem)
-    sets = cheapest_saved_sets(problem, prices, honour_wishes=honour_wishes)
+    sets = cheapest_saved_sets(problem, honour_wishes=honour_wishes)
     if narrow := _narrow(problem):
-        sets += cheapest_saved_sets(problem, prices, forced=narrow, honour_wishes=honour_wishes)
+        sets += cheapest_saved_sets(problem, forced=narrow, honour_wishes=honour_wishes)
     for keep in (everything, *extra, *sets):
         search.add(Proposal(keep))
     count = min(_MOST_PROPOSALS, 12 + search.trials // 32)
     for blocks in _chains(problem):
-        options = cheapest_saved_sets(problem, prices, forced=blocks.waists, honour_wishes=honour_wishes)
+        options = cheapest_saved_sets(problem, forced=blocks.waists, honour_wishes=honour_wishes)
         for proposal in propose(problem, blocks, list(dict.fromkeys([everything, *options])), count, search.add):
             search.add(proposal)
-    for _ in range(_MIX_ROUNDS):
-        for proposal in list(_mixes(problem, search.frontier(), search.trials // (2 * _MIX_ROUNDS))):
-            search.spend(proposal)
+    exchange(search, int(_EXCHANGES * search.trials))
     fill_up(search)
     for keep in (frozenset[int](), *(c.proposal.keep for c in search.frontier()[-_FORGETFUL:])):
         if anew := forgetful(problem, keep):
@@ -163,47 +159,3 @@ def _chains(problem: RematProblem) -> Iterator[Blocks]:
         cuts.append((narrowest(forward, _MOST_BLOCKS), repeated))
     for steps, anew in dict.fromkeys((tuple(steps), anew) for steps, anew in cuts if len(steps) > 1):
         yield cut_into_blocks(problem, forward, list(steps), anew)
-
-
-def _prices(problem: RematProblem) -> list[float]:
-    """From "a byte is worth nothing" to "any byte is worth recomputing everything", in nanoseconds per byte."""
-    ratios = [
-        v.recompute_ns / v.size.hint for v in problem.values if v.recompute_ns and v.size.hint and not v.needs_tangent
-    ]
-    if not ratios:
-        return [0.0]
-    total_ns = sum(v.recompute_ns for v in problem.values if not v.needs_tangent)
-    largest = max(v.size.hint for v in problem.values)
-    low, high = min(ratios) / 4, max(max(ratios), total_ns / largest) * 4
-    step = (high / low) ** (1 / (_PRICES - 1))
-    return [low * 1e-3, *(low * step**i for i in range(_PRICES))]
-
-
-def _mixes(problem: RematProblem, candidates: tuple[Candidate, ...], trials: int) -> Iterator[Proposal]:
-    """Neighbours on the frontier, and neighbours but one, mixed at evenly spaced positions both ways round."""
-    forward = [i for i in range(len(problem.values)) if problem.runs_in_forward[i]]
-    if len(candidates) < 2 or not forward:
-        return
-    pairs = [(i, i + d) for d in (1, 2) for i in range(len(candidates) - d)]
-    spread = candidates[0].peak_bytes - candidates[-1].peak_bytes
-    # Wide gaps first: where the frontier is already dense, mixing adds nothing a user would notice.
-    pairs.sort(key=lambda p: (candidates[p[1]].peak_bytes - candidates[p[0]].peak_bytes, p))
-    pairs = [(i, j) for i, j in pairs if candidates[i].peak_bytes - candidates[j].peak_bytes > spread / 100]
-    positions = min(_MIX_POSITIONS, max(4, math.ceil(trials / max(1, 2 * len(pairs)))))
-    for i, j in pairs[: trials // (2 * positions)]:
-        for k in range(1, positions):
-            at = forward[len(forward) * k // positions]
-            yield _mixed(candidates[i].proposal, candidates[j].proposal, at)
-            yield _mixed(candidates[j].proposal, candidates[i].proposal, at)
-
-
-def _mixed(first: Proposal, second: Proposal, at: int) -> Proposal:
-    """One's decisions on values before a position, the other's from there on."""
-    forgotten = {
-        reader: frozenset(
-            [v for v in first.forgotten.get(reader, ()) if v < at]
-            + [v for v in second.forgotten.get(reader, ()) if v >= at]
-        )
-        for reader in sorted({*first.forgotten, *second.forgotten})
-    }
-    return Proposal(frozenset([v for v in first.keep if v < at] + [v for v in second.keep if v >= at]), forgotten)

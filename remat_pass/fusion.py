@@ -84,7 +84,10 @@ def fused_kernels(problem: RematProblem, program: Program) -> Kernels:
     is_pool = problem.is_op(*_POOLS)[program.steps]
     is_elementwise = ~np.repeat(is_pool[loops], np.diff(bounds))
     is_scatter = problem.is_op(*_SCATTERS)[program.steps]
-    runs_at = running_positions(problem, program, exists, Loops(loops, loaded, bounds, is_elementwise, is_scatter))
+    inputs = _inputs_loaded(problem, program, ~exists | is_view, loops)
+    runs_at = running_positions(
+        problem, program, exists, Loops(loops, loaded, bounds, is_elementwise, is_scatter, inputs)
+    )
     begins, ends = _functions(problem, program, runs_at)
     return Kernels(exists, runs_at, _may_overwrite(problem, program, loops, loaded, bounds, runs_at), begins, ends)
 
@@ -122,6 +125,25 @@ def _through(program: Program, is_open: np.ndarray, rows: np.ndarray) -> tuple[n
         seen[p] = row
     found = [seen[p] for p in rows.tolist()]
     return np.array([*chain.from_iterable(found)], dtype=np.int64), np.cumsum([0, *map(len, found)])
+
+
+def _inputs_loaded(
+    problem: RematProblem, program: Program, is_open: np.ndarray, loops: np.ndarray
+) -> list[tuple[int, ...]]:
+    """The inputs that loops load, by themselves or through open steps, one tuple per loop."""
+    direct = problem.loaded_inputs
+    found: dict[int, tuple[int, ...]] = {}
+    wanted = is_open.copy()
+    wanted[loops] = True
+    steps, read, bounds, opened = program.values, program.read.tolist(), program.bounds.tolist(), is_open.tolist()
+    for p in np.flatnonzero(wanted).tolist():
+        through = [r for r in read[bounds[p] : bounds[p + 1]] if r in found and opened[r]]
+        mine = direct.get(steps[p], ())
+        if through:
+            mine = tuple(dict.fromkeys([*mine, *(i for r in through for i in found[r])]))
+        if mine:
+            found[p] = mine
+    return [found.get(p, ()) for p in loops.tolist()]
 
 
 def _exists(problem: RematProblem, program: Program, is_view: np.ndarray) -> np.ndarray:

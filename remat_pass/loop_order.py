@@ -2,7 +2,9 @@
 
     joins     a loop is fused with the kernel that writes what it loads, or with one that loads the same, if both run
               over the same extent, and not more than `RematProblem.calls_apart` library calls and `_NODES_APART`
-              kernels lie between the loop and the first one of that kernel
+              kernels lie between the loop and the first one of that kernel; for inputs that both load only if for
+              nothing else, since these are small
+    stands    there a pointwise loop stands where the first library call reads it: no sooner does Inductor write it
     hoisted   if what the loop needs is there when that kernel runs, it runs then, too
     delayed   else the kernel waits for what the loop needs (`RematProblem.delays_loops`), unless that is made of what
               the kernel writes; what reads the kernel waits with it
@@ -14,10 +16,10 @@ is brought forward for it, is what `_torch_compat.KernelsInOrder` makes of Induc
 Source: torch/_inductor/scheduler.py (`can_fuse`, `are_long_distant_nodes`) of torch 2.13.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -53,6 +55,13 @@ class Loops:
     """Whether a load reads each element where it is written: not of a pool; bool, shape (loads,)."""
     is_scatter: np.ndarray
     """Whether a step scatters, so that nobody joins it for what it writes; bool, shape (steps,)."""
+    inputs: list[tuple[int, ...]]
+    """Inputs that each loop loads."""
+
+    @property
+    def loop_of_load(self) -> np.ndarray:
+        """Which loop each load is one of; shape (loads,)."""
+        return np.repeat(np.arange(len(self.positions)), np.diff(self.bounds))
 
 
 def running_positions(problem: RematProblem, program: Program, exists: np.ndarray, loops: Loops) -> np.ndarray:
@@ -66,56 +75,82 @@ def running_positions(problem: RematProblem, program: Program, exists: np.ndarra
     """
     timetable = _Timetable(program, exists)
     runs_at, ready_at, kernel_of = timetable.runs_at, timetable.ready_at, timetable.kernel_of
-    follows, storages, count = _common_loads(problem, program, loops)
+    extents = _extents(problem, program, loops)
+    follows, storages, count = _common_loads(problem, program, loops, extents)
     loading: list[list[int]] = [[] for _ in range(count)]
     """Kernels that load a storage at an extent."""
+    loading_input: dict[tuple[int, int], list[int]] = {}
     is_scatter = loops.is_scatter.tolist()
-    reach = _reach(problem, program, exists, loops.positions)
-    loaded = loops.loaded.tolist()
-    rows = zip(loops.positions.tolist(), reach, pairwise(loops.bounds.tolist()), strict=True)
-    for p, farthest, (a, b) in rows:
+    stands = _stands(problem, program, loops.positions)
+    reach = _reach(problem, program, exists, stands[loops.positions])
+    stands_at, loaded = stands.tolist(), loops.loaded.tolist()
+    rows = zip(
+        loops.positions.tolist(), reach, pairwise(loops.bounds.tolist()), loops.inputs, extents.tolist(), strict=True
+    )
+    for p, farthest, (a, b), inputs, extent in rows:
         begin = program.forward_end if p >= program.forward_end else 0
         farthest = max(farthest, begin)
         needed = [s for s in loaded[a:b] if s >= begin]
         # What waits at the end of its program is there by then.
         ready = min(max([begin, *[ready_at[s] for s in needed]]), timetable.end_of(p))
         followed = [s for s, may in zip(loaded[a:b], follows[a:b], strict=True) if may and not is_scatter[s]]
-        near = [kernel_of[s] for s in followed]
         shared = [loading[key] for key in storages[a:b] if key >= 0]
-        for kernels in shared:
-            near += kernels
-        near = [k for k in near if k >= farthest]
+        shared_inputs = [loading_input.setdefault((i, extent), []) for i in inputs]
         joined = p
-        for k in near:
-            if ready <= runs_at[k] and (joined == p or runs_at[k] < runs_at[joined]):
-                joined = k
-        if joined == p and near and problem.delays_loops:
-            last = sorted(set(near))[-_MOST_TO_DELAY:]
-            joined = next((k for k in reversed(last) if timetable.delays(k, ready, p, needed, followed)), p)
+        for near in ((*map(kernel_of.__getitem__, followed), *chain(*shared)), chain(*shared_inputs)):
+            if joined == p:
+                within = [k for k in near if stands_at[k] >= farthest]
+                joined = _joined(problem, timetable, p, within, ready, needed, followed)
         timetable.join(p, joined)
         ready_at[p] += is_scatter[p]
-        for kernels in shared:
+        for kernels in (*shared, *shared_inputs):
             if joined not in kernels[-1:]:
                 kernels.append(joined)
     return np.array(runs_at, dtype=np.int64)
 
 
-def _common_loads(problem: RematProblem, program: Program, loops: Loops) -> tuple[list[bool], list[int], int]:
+def _joined(
+    problem: RematProblem,
+    timetable: "_Timetable",
+    p: int,
+    near: Sequence[int],
+    ready: int,
+    needed: Collection[int],
+    followed: Collection[int],
+) -> int:
+    """Which kernel of those near by the loop at p is fused with, or p; arguments are those of `_Timetable.delays`."""
+    joined = p
+    for k in near:
+        if ready <= timetable.runs_at[k] and (joined == p or timetable.runs_at[k] < timetable.runs_at[joined]):
+            joined = k
+    if joined == p and near and problem.delays_loops:
+        last = sorted(set(near))[-_MOST_TO_DELAY:]
+        joined = next((k for k in reversed(last) if timetable.delays(k, ready, p, needed, followed)), p)
+    return joined
+
+
+def _extents(problem: RematProblem, program: Program, loops: Loops) -> np.ndarray:
+    """What loops run over, as the bytes of the largest tensor; shape (loops,), int64."""
+    sizes = problem.size_bytes[program.steps]
+    extents = sizes[loops.positions]
+    np.maximum.at(extents, loops.loop_of_load, sizes[loops.loaded])
+    # What leaves the last dimension runs over the same elements in another order.
+    across = problem.reduces_rows[program.steps[loops.positions]]
+    if not problem.joins_loops:
+        across &= extents < _JOINS_ROWS_BYTES
+    return np.where(across, -1 - sizes[loops.positions], extents)
+
+
+def _common_loads(
+    problem: RematProblem, program: Program, loops: Loops, extents: np.ndarray
+) -> tuple[list[bool], list[int], int]:
     """What loops may be fused for.
 
     Returns:
         For each load whether its loop may follow the kernel that writes it; a number for what is loaded and the extent
         it is loaded at, -1 where no other load shares it; and the count of these numbers.
     """
-    sizes = problem.size_bytes[program.steps]
-    loop = np.repeat(np.arange(len(loops.positions)), np.diff(loops.bounds))
-    extents = sizes[loops.positions]
-    np.maximum.at(extents, loop, sizes[loops.loaded])
-    # What leaves the last dimension runs over the same elements in another order.
-    across = problem.reduces_rows[program.steps[loops.positions]]
-    if not problem.joins_loops:
-        across &= extents < _JOINS_ROWS_BYTES
-    extents[across] = -1 - sizes[loops.positions[across]]
+    loop = loops.loop_of_load
     extent_of = np.zeros(len(program.values), dtype=np.int64)
     extent_of[loops.positions] = extents
     follows = (extent_of[loops.loaded] == extents[loop]) & loops.is_elementwise
@@ -126,8 +161,24 @@ def _common_loads(problem: RematProblem, program: Program, loops: Loops) -> tupl
     return follows.tolist(), np.where(shares, which, -1).tolist(), len(found)
 
 
+def _stands(problem: RematProblem, program: Program, loops: np.ndarray) -> np.ndarray:
+    """Where Inductor sees each step for the distance between loops; shape (steps,), int64."""
+    steps, count = program.steps, len(program.values)
+    is_call = problem.is_kind(*_CALLS)[steps]
+    first = np.full(count, count)
+    """The first call that reads a step, through views or not."""
+    np.minimum.at(first, program.read, np.where(is_call[program.readers], program.readers, count))
+    for v in np.flatnonzero(problem.is_kind(Kind.VIEW)[steps])[::-1].tolist():
+        viewed = program.read[program.bounds[v] : program.bounds[v + 1]]
+        first[viewed] = np.minimum(first[viewed], first[v])
+    may_wait = np.zeros(count, dtype=bool)
+    may_wait[loops] = problem.is_kind(Kind.POINTWISE)[steps[loops]]
+    may_wait[program.kept_positions(problem)] = False
+    return np.where(may_wait & (first < count), first, np.arange(count))
+
+
 def _reach(problem: RematProblem, program: Program, exists: np.ndarray, loops: np.ndarray) -> list[int]:
-    """The first position that each loop may be fused with."""
+    """The first position that each loop may be fused with, by where it stands."""
     calls = np.flatnonzero(problem.is_kind(*_CALLS)[program.steps])
     kernels = np.flatnonzero(exists & ~problem.is_kind(*_NO_KERNELS)[program.steps])
     behind_call = np.concatenate(([0] * (problem.calls_apart + 1), calls + 1))[np.searchsorted(calls, loops)]

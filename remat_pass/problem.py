@@ -314,6 +314,13 @@ class RematProblem:
         return frozenset(i for i, v in enumerate(self.values) if v.is_input)
 
     @cached_property
+    def loaded_inputs(self) -> dict[int, tuple[int, ...]]:
+        """The inputs that values read, views of them and scalars left out, by value."""
+        large = {i for i in self.inputs if self.values[i].size.hint >= _SHARED_BYTES}
+        reads = ((v, tuple(r for r in value.reads if r in large)) for v, value in enumerate(self.values))
+        return {v: inputs for v, inputs in reads if inputs}
+
+    @cached_property
     def copied_inputs(self) -> tuple[int, ...]:
         """Inputs that the lowering copies for its convolutions."""
         return tuple(i for i in sorted(self.inputs) if self.fuses and self.values[i].copy_bytes)
@@ -356,6 +363,10 @@ class RematProblem:
                 for read in value.reads:
                     must[read] = True
         return tuple(i for i, v in enumerate(self.values) if must[i] and v.needs_tangent and v.kind is not Kind.TANGENT)
+
+
+_SHARED_BYTES = 10
+"""Inductor fuses loops for what both load from so many bytes on (`score_fusion_memory_threshold`)."""
 
 
 @dataclass(frozen=True, slots=True)

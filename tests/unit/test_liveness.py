@@ -357,6 +357,32 @@ def test_a_reduction_meets_the_kernel_that_writes_what_it_reads_over_few_library
     assert alive(replace(problem, calls_apart=0), "") == [4, 4, 6, 7, 8, 1, 2]
 
 
+def shares_an_input(*calls: str) -> RematProblem:
+    """`early` and `late` load the same input; these calls and one that reads `early` lie between them."""
+    draft = Draft()
+    draft.input("x", 4)
+    draft.op("mm", "x", mib=4)
+    draft.op("early", "x", mib=4, kind=Kind.POINTWISE)
+    for call in calls:
+        draft.op(call, "mm")
+    draft.op("reader", "early")
+    draft.op("late", "x mm", mib=4, kind=Kind.POINTWISE)
+    draft.op("out", f"late mm early reader {' '.join(calls)}")
+    draft.tangent("t")
+    draft.backward("g", "t")
+    return draft.build(outputs="out", gradients="g", fuses=True, calls_apart=1)
+
+
+def test_kernels_that_load_the_same_input_meet() -> None:
+    #                                     mm early+late reader - out t g
+    assert alive(shares_an_input(), "") == [4, 12, 13, 13, 14, 1, 2]
+
+
+def test_a_loop_stands_where_a_call_first_reads_it() -> None:
+    #                                                mm early+late first second reader - out t g
+    assert alive(shares_an_input("first", "second"), "")[:3] == [4, 12, 13]
+
+
 def test_a_kernel_that_is_hoisted_is_done_there_with_what_it_reads_through_others() -> None:
     draft = Draft()
     draft.input("x")

@@ -1,16 +1,17 @@
 """The priced cut against brute force over all saved sets, and against what a person expects of small graphs.
 
 Mutants these tests kill: bytes, or the time of saving, have no price; a value that merely moves to backward has one;
-the cut nearest to the source is taken; capacities are not scaled; "uncuttable" is no more than the largest capacity.
+the cut nearest to the source is taken; capacities are not scaled; "uncuttable" is no more than the largest capacity; of
+the cuts of all prices one between two others is not looked for, or only on one side.
 """
 
 from dataclasses import replace
 from itertools import chain as concatenated
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 
-from remat_pass.mincut import cheapest_saved_set
+from remat_pass.mincut import cheapest_saved_set, cheapest_saved_sets
 from remat_pass.problem import RematProblem, Size
 from remat_pass.schedule import decide
 from tests.support.problems import MIB, US, Draft, chain, diamond, keep, names, residual_chain, u_net
@@ -61,6 +62,44 @@ def test_no_saved_set_is_cheaper(make, us_per_mib: float) -> None:
     price = us_per_mib * ONE_US_PER_MIB
     found = objective(problem, cheapest_saved_set(problem, price), price)
     assert found == pytest.approx(least_objective(problem, price), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make", [diamond, uneven, lambda: chain(6), lambda: u_net(3), lambda: many_prices(12, apart=1.1)]
+)
+def test_whatever_is_cheapest_at_some_price_is_found(make) -> None:
+    problem = make()
+    found = cheapest_saved_sets(problem)
+    assert len({*found}) == len(found)
+    cheapest_somewhere = set()
+    for k in range(400):
+        price = 1.03 ** (k - 200) * ONE_US_PER_MIB
+        objectives = [objective(problem, kept, price) for kept in found]
+        least = objective(problem, cheapest_saved_set(problem, price), price)
+        assert min(objectives) == pytest.approx(least, rel=1e-6)
+        cheapest_somewhere |= {i for i, o in enumerate(objectives) if o == pytest.approx(least, rel=1e-6)}
+    assert cheapest_somewhere == {*range(len(found))}
+
+
+def test_of_many_cuts_those_that_differ_most_are_found() -> None:
+    problem = many_prices(100, apart=1.01)
+    sizes = [len(kept) for kept in cheapest_saved_sets(problem)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 100 and sizes[-1] == 0
+    assert 16 <= len(sizes) <= 18
+    assert max(a - b for a, b in pairwise(sizes)) <= 100 / 8
+
+
+def many_prices(count: int, apart: float) -> RematProblem:
+    """Each value is worth saving up to a price of its own, so many times that of the one before."""
+    draft = Draft()
+    draft.input("x")
+    for i in range(count):
+        draft.op(f"f{i}", "x", us=0, recompute_ns=round(US * apart**i))
+    draft.op("out", " ".join(f"f{i}" for i in range(count)))
+    draft.tangent("t")
+    draft.backward("g", "t " + " ".join(f"f{i}" for i in range(count)))
+    return draft.build(outputs="out", gradients="g")
 
 
 def test_a_chain_flips_where_a_byte_costs_as_much_as_computing_it() -> None:

@@ -69,7 +69,7 @@ def cheapest_saved_sets(
 ) -> list[frozenset[int]]:
     """All that is cheapest at some price, from the fastest to the one of fewest bytes.
 
-    Where these are many, those that differ most in bytes from their neighbours. Arguments are those of
+    Where these are many, those that differ most from their neighbours in time and bytes. Arguments are those of
     `cheapest_saved_set`.
     """
     network = _network(problem, forced, honour_wishes)
@@ -77,7 +77,12 @@ def cheapest_saved_sets(
         return [frozenset()]
     fastest, smallest = map(network.cut, _extreme_prices(problem))
     found = {fastest.size_bytes: fastest, smallest.size_bytes: smallest}
-    pairs = [(smallest.size_bytes - fastest.size_bytes, fastest, smallest)]
+    all_ns, all_bytes = max(1.0, smallest.ns - fastest.ns), max(1, fastest.size_bytes - smallest.size_bytes)
+
+    def apart(faster: _Cut, smaller: _Cut) -> float:
+        return (smaller.ns - faster.ns) / all_ns + (faster.size_bytes - smaller.size_bytes) / all_bytes
+
+    pairs = [(-apart(fastest, smallest), fastest, smallest)]
     for _ in range(_MOST_FLOWS):
         if not pairs:
             break
@@ -90,7 +95,7 @@ def cheapest_saved_sets(
         if is_between and between.cost(price) < faster.cost(price) * (1 - _PRECISION):
             found[between.size_bytes] = between
             for a, b in ((faster, between), (between, smaller)):
-                heappush(pairs, (b.size_bytes - a.size_bytes, a, b))
+                heappush(pairs, (-apart(a, b), a, b))
     return [found[size_bytes].saved for size_bytes in sorted(found, reverse=True)]
 
 

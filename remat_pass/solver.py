@@ -47,8 +47,8 @@ _EXCHANGES = 1 / 2
 _NARROW = 8
 """A value so many times smaller than what it is computed from is tried as saved at any price, too: computing it again
 brings that back, which no price sees (the indices of a max pool)."""
-_FORGETFUL = 4
-"""How many candidates of least peak are tried with everything forgotten, too."""
+_FORGETFUL = 8
+"""How many cuts of fewest bytes, and how many plans of least peak, are tried with everything forgotten, too."""
 
 
 @collection_paused()
@@ -115,9 +115,12 @@ def _explored(
         options = cheapest_saved_sets(problem, forced=blocks.waists, honour_wishes=honour_wishes)
         for proposal in propose(problem, blocks, list(dict.fromkeys([everything, *options])), count, search.add):
             search.add(proposal)
+    # Before exchanges these differ more.
+    lowest = [c.proposal.keep for c in search.frontier()[-_FORGETFUL:]]
+    smallest = sorted(sets, key=lambda keep: sum(problem.values[v].size.hint for v in keep))[:_FORGETFUL]
     exchange(search, int(_EXCHANGES * search.trials))
     fill_up(search)
-    for keep in (frozenset[int](), *(c.proposal.keep for c in search.frontier()[-_FORGETFUL:])):
+    for keep in dict.fromkeys((frozenset[int](), *lowest, *smallest)):
         if anew := forgetful(problem, keep):
             search.add(anew)
     fill_up(search)

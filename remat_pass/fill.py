@@ -149,40 +149,25 @@ def _members(problem: RematProblem, chosen: Iterable[Bridge]) -> frozenset[int]:
 
 @dataclass(frozen=True, slots=True)
 class Gaps:
-    """A plan and the ways to spare runs in it, those that the user does not forbid.
-
-    Arrays are int64 of shape (gaps,), one bridge's behind the other's.
-    """
+    """A plan and the ways to spare runs in it, those that the user does not forbid."""
 
     simulated: Simulated
     bridges: list[Bridge]
-    bridge: np.ndarray
-    """Which of them a gap belongs to."""
-    first: np.ndarray
-    run: np.ndarray
-    """First free position, and that of the next run."""
-    size_bytes: np.ndarray
-
-    def needed_bytes(self, alive_bytes: np.ndarray) -> np.ndarray:
-        """The limit from which on each bridge fits by itself; shape (bridges,), int64.
-
-        Args:
-            alive_bytes: What is alive at each step; shape (steps,), int64.
-        """
-        needed = np.zeros(len(self.bridges), dtype=np.int64)
-        if len(self.bridge):
-            alive = np.append(alive_bytes, 0)  # so that a gap may end with the program
-            # reduceat yields the largest from one index up to the next: every other one is that of a gap.
-            highest = np.maximum.reduceat(alive, np.stack((self.first, self.run), 1).ravel())[::2]
-            np.maximum.at(needed, self.bridge, np.where(self.first < self.run, highest + self.size_bytes, 0))
-        return needed
+    needed_bytes: np.ndarray
+    """The limit from which on each bridge fits by itself; shape (bridges,), int64."""
 
 
 def gaps_of(search: Search, simulated: Simulated) -> Gaps:
-    """What there is to bridge in a plan."""
+    """What there is to bridge in a plan, and how much room each bridge takes by itself."""
     found = [b for b in bridges(search.problem, simulated) if not b.is_saved or search.may_save(m for m, *_ in b.gaps)]
     gaps = [(k, a, b, search.problem.values[m].size.hint) for k, bridge in enumerate(found) for m, a, b in bridge.gaps]
-    return Gaps(simulated, found, *np.array(gaps, dtype=np.int64).reshape(-1, 4).T)
+    which, first, run, size = np.array(gaps, dtype=np.int64).reshape(-1, 4).T
+    alive = np.append(simulated.liveness.alive_bytes, 0)  # so that a gap may end with the program
+    # reduceat yields the largest from one index up to the next: every other one is that of a gap.
+    highest = np.maximum.reduceat(alive, np.stack((first, run), 1).ravel())[::2] if len(gaps) else first
+    needed = np.zeros(len(found), dtype=np.int64)
+    np.maximum.at(needed, which, np.where(first < run, highest + size, 0))
+    return Gaps(simulated, found, needed)
 
 
 def fill(search: Search, start: Gaps, limit_bytes: int) -> None:
@@ -205,10 +190,9 @@ def _filled(search: Search, start: Gaps, limit_bytes: int) -> Simulated | None:
 
 def _fitting(problem: RematProblem, start: Gaps, limit_bytes: int) -> Iterator[Bridge]:
     """Bridges that fit below a limit, all together."""
-    alive = start.simulated.liveness.alive_bytes
-    room = limit_bytes - alive
+    room = limit_bytes - start.simulated.liveness.alive_bytes
     saved: set[int] = set()
-    for k in np.flatnonzero(start.needed_bytes(alive) <= limit_bytes).tolist():
+    for k in np.flatnonzero(start.needed_bytes <= limit_bytes).tolist():
         bridge = start.bridges[k]
         gaps = [(slice(a, b), problem.values[m].size.hint) for m, a, b in bridge.gaps if a < b]
         if bridge.value not in saved and all(room[gap].min() >= size for gap, size in gaps):

@@ -4,7 +4,8 @@
               over the same extent, and not more than `RematProblem.calls_apart` library calls and `_NODES_APART`
               kernels lie between the loop and the first one of that kernel; for inputs that both load only if for
               nothing else, since these are small
-    stands    there a pointwise loop stands where the first library call reads it: no sooner does Inductor write it
+    stands    for that distance a pointwise loop that is not kept counts as standing where the first library call reads
+              it: no sooner does Inductor write it
     hoisted   if what the loop needs is there when that kernel runs, it runs then, too
     delayed   else the kernel waits for what the loop needs (`RematProblem.delays_loops`), unless that is made of what
               the kernel writes; what reads the kernel waits with it
@@ -43,7 +44,7 @@ _MOST_TO_DELAY = 2
 
 @dataclass(frozen=True, slots=True)
 class Loops:
-    """The generated loops of a program; arrays are int64 but for `is_elementwise`."""
+    """The generated loops of a program; arrays are int64 where nothing else is said."""
 
     positions: np.ndarray
     """Of the loops, in order; shape (loops,)."""
@@ -83,11 +84,12 @@ def running_positions(problem: RematProblem, program: Program, exists: np.ndarra
     is_scatter = loops.is_scatter.tolist()
     stands = _stands(problem, program, loops.positions)
     reach = _reach(problem, program, exists, stands[loops.positions])
+    outdated = _reach(problem, program, exists, loops.positions)
+    """What stands before that no later loop reaches."""
     stands_at, loaded = stands.tolist(), loops.loaded.tolist()
-    rows = zip(
-        loops.positions.tolist(), reach, pairwise(loops.bounds.tolist()), loops.inputs, extents.tolist(), strict=True
-    )
-    for p, farthest, (a, b), inputs, extent in rows:
+    bounds = pairwise(loops.bounds.tolist())
+    rows = zip(loops.positions.tolist(), reach, outdated, bounds, loops.inputs, extents.tolist(), strict=True)
+    for p, farthest, oldest, (a, b), inputs, extent in rows:
         begin = program.forward_end if p >= program.forward_end else 0
         farthest = max(farthest, begin)
         needed = [s for s in loaded[a:b] if s >= begin]
@@ -96,10 +98,12 @@ def running_positions(problem: RematProblem, program: Program, exists: np.ndarra
         followed = [s for s, may in zip(loaded[a:b], follows[a:b], strict=True) if may and not is_scatter[s]]
         shared = [loading[key] for key in storages[a:b] if key >= 0]
         shared_inputs = [loading_input.setdefault((i, extent), []) for i in inputs]
+        for kernels in (*shared, *shared_inputs):
+            kernels[:] = [k for k in kernels if stands_at[k] >= oldest]
         joined = p
         for near in ((*map(kernel_of.__getitem__, followed), *chain(*shared)), chain(*shared_inputs)):
             if joined == p:
-                within = [k for k in near if stands_at[k] >= farthest]
+                within = [k for k in near if k >= 0 and stands_at[k] >= farthest]
                 joined = _joined(problem, timetable, p, within, ready, needed, followed)
         timetable.join(p, joined)
         ready_at[p] += is_scatter[p]

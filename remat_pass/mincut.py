@@ -67,7 +67,7 @@ def cheapest_saved_set(
 def cheapest_saved_sets(
     problem: RematProblem, *, forced: Collection[int] = (), honour_wishes: bool = True
 ) -> list[frozenset[int]]:
-    """All that is cheapest at some price, from the fastest to the one of fewest bytes.
+    """All that is cheapest at some price of `_extreme_prices` and between, from the fastest to the one of fewest bytes.
 
     Where these are many, those that differ most from their neighbours in time and bytes. Arguments are those of
     `cheapest_saved_set`.
@@ -76,7 +76,7 @@ def cheapest_saved_sets(
     if network is None:
         return [frozenset()]
     fastest, smallest = map(network.cut, _extreme_prices(problem))
-    found = {fastest.size_bytes: fastest, smallest.size_bytes: smallest}
+    found = {smallest.size_bytes: smallest, fastest.size_bytes: fastest}
     all_ns, all_bytes = max(1.0, smallest.ns - fastest.ns), max(1, fastest.size_bytes - smallest.size_bytes)
 
     def apart(faster: _Cut, smaller: _Cut) -> float:

@@ -315,7 +315,7 @@ class RematProblem:
 
     @cached_property
     def loaded_inputs(self) -> dict[int, tuple[int, ...]]:
-        """The inputs that values read, views of them and scalars left out, by value."""
+        """The inputs of `_SHARED_BYTES` or more that values read directly, by value."""
         large = {i for i in self.inputs if self.values[i].size.hint >= _SHARED_BYTES}
         reads = ((v, tuple(r for r in value.reads if r in large)) for v, value in enumerate(self.values))
         return {v: inputs for v, inputs in reads if inputs}

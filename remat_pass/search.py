@@ -117,6 +117,10 @@ class Search:
         """Whether the user's wishes let the values be saved."""
         return self._wish_recompute.isdisjoint(values)
 
+    def may_recompute(self, value: int) -> bool:
+        """Whether the user's wishes let a value be recomputed."""
+        return value not in self._wish_save
+
     def add(self, proposal: Proposal) -> Simulated:
         """Judge a proposal, as changed by what the user wishes; without effort."""
         proposal = self._as_wished(proposal)

@@ -5,7 +5,8 @@
                  between which few bytes cross (`waists`, `chain`)
     3. exchanges a saved value makes room for another one (`exchange`); identical layers, which flip together in a cut,
                  are told apart here
-    4. filling   what a candidate runs again stays alive instead, where there is room below a limit (`fill`)
+    4. filling   what a candidate runs again stays alive instead, where there is room below a limit, also where at
+                 first everything is forgotten (`fill`)
     5. changes   on small graphs, single decisions are changed (`changes`)
 
 Where forward that runs depth first lowers the peak of some candidate, all of it is done once more in that order.
@@ -115,9 +116,10 @@ def _explored(
         options = cheapest_saved_sets(problem, forced=blocks.waists, honour_wishes=honour_wishes)
         for proposal in propose(problem, blocks, list(dict.fromkeys([everything, *options])), count, search.add):
             search.add(proposal)
-    # Before exchanges these differ more.
-    lowest = [c.proposal.keep for c in search.frontier()[-_FORGETFUL:]]
-    smallest = sorted(sets, key=lambda keep: sum(problem.values[v].size.hint for v in keep))[:_FORGETFUL]
+    # Before exchanges the lowest plans differ more.
+    count = min(_FORGETFUL, search.trials // 32)
+    lowest = [c.proposal.keep for c in reversed(search.frontier())][:count]
+    smallest = sorted(sets, key=lambda keep: sum(problem.values[v].size.hint for v in keep))[:count]
     exchange(search, int(_EXCHANGES * search.trials))
     fill_up(search)
     for keep in dict.fromkeys((frozenset[int](), *lowest, *smallest)):

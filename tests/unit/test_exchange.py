@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from remat_pass.exchange import exchange
-from remat_pass.problem import RematProblem
+from remat_pass.problem import RematProblem, Size
 from remat_pass.search import Proposal, Search
 from tests.support.problems import MIB, US, Draft, keep, names
 
@@ -60,6 +60,32 @@ def test_a_value_costs_what_it_is_made_of() -> None:
 def test_what_is_there_costs_nothing() -> None:
     problem = two_branches(quick_reads="below", last_reads="quick below")
     assert exchanged(problem, "below quick") == [("below slow", 11, 1)]
+
+
+def test_what_forward_returns_is_there_to_its_end() -> None:
+    """Without `quick`, forward would still hold it, beside what is wide there."""
+    problem = two_branches()
+    wide = replace(problem.values[4], size=Size(9 * MIB))
+    values = (*problem.values[:4], wide, *problem.values[5:])
+    returned = replace(problem, values=values, forward_outputs=(2, 4))
+    assert exchanged(returned, "quick") == [("x quick", 11, 5)]
+
+
+def test_a_part_does_not_make_room_for_its_own_op() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.several("op", "x", {"a": 1, "b": 1}, us=5)
+    draft.op("out", "a b")
+    draft.tangent("t")
+    draft.backward("wide", "t", mib=8)
+    draft.backward("narrow", "wide")
+    draft.backward("b2", "narrow a")
+    draft.backward("b1", "b2 b")
+    problem = draft.build(outputs="out", gradients="b1")
+    search = Search(problem, honour_wishes=True)
+    search.add(Proposal(keep(problem, "a")))
+    exchange(search, 100)
+    assert len(search.candidates) == 1
 
 
 def test_trials_are_limited() -> None:

@@ -378,6 +378,23 @@ def test_kernels_that_load_the_same_input_meet() -> None:
     assert alive(shares_an_input(), "") == [4, 12, 13, 13, 14, 1, 2]
 
 
+def test_what_takes_no_bytes_is_no_kernel_that_a_loop_joins() -> None:
+    draft = Draft()
+    draft.input("x")
+    draft.op("empty", "x", mib=0)
+    draft.op("loop", "empty", mib=0, kind=Kind.POINTWISE)
+    draft.op("mm", "x", mib=4)
+    draft.op("early", "mm", mib=4, kind=Kind.POINTWISE)
+    draft.op("reader", "early loop")
+    draft.op("late", "mm loop", mib=4, kind=Kind.POINTWISE)
+    draft.op("out", "late mm early reader")
+    draft.tangent("t")
+    draft.backward("g", "t")
+    problem = draft.build(outputs="out", gradients="g", fuses=True)
+    #                             - - mm early+late reader - out t g
+    assert alive(problem, "") == [0, 0, 4, 12, 13, 13, 14, 1, 2]
+
+
 def test_a_loop_stands_where_a_call_first_reads_it() -> None:
     #                                                mm early+late first second reader - out t g
     assert alive(shares_an_input("first", "second"), "")[:3] == [4, 12, 13]

@@ -1,8 +1,8 @@
 """The frontier on graphs whose best plans are known, and the cliff of pytorch#197838.
 
-Mutants these tests kill: no waists are forced; nothing is mixed or made early; only the frontier is changed; dominated
-candidates stay; candidates come in order of peak; a view does not cross as its base; one narrower waist is enough to
-drop those beside it.
+Mutants these tests kill: no waists are forced; nothing is exchanged or made early; only the frontier is changed;
+dominated candidates stay; candidates come in order of peak; a view does not cross as its base; one narrower waist is
+enough to drop those beside it.
 """
 
 import itertools
@@ -120,7 +120,7 @@ def test_the_cliff_of_a_deep_residual_chain_is_bridged() -> None:
 
 
 def test_the_curve_of_a_deep_residual_chain_has_no_large_gap() -> None:
-    """Identical layers flip together in a price sweep; mixing fills what lies between."""
+    """Identical layers flip together in a cut; filling and exchanges find what lies between."""
     peaks = [c.peak_bytes / MIB for c in frontier(residual_chain(16))]
     gaps = [high - low for high, low in itertools.pairwise(peaks)]
     assert max(gaps) <= 0.15 * (peaks[0] - peaks[-1])

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from remat_pass.exchange import exchange
-from remat_pass.problem import RematProblem, Size
+from remat_pass.problem import RematProblem
 from remat_pass.search import Proposal, Search
 from tests.support.problems import MIB, US, Draft, keep, names
 
@@ -38,6 +38,14 @@ def exchanged(problem: RematProblem, kept: str, trials: int = 100) -> list[tuple
     return [(names(problem, c.decisions.saved), c.peak_bytes / MIB, c.recompute_ns / US) for c in search.frontier()]
 
 
+def judged(problem: RematProblem, kept: str) -> int:
+    """How many plans are simulated if exchanges begin with one."""
+    search = Search(problem, honour_wishes=True)
+    search.add(Proposal(keep(problem, kept)))
+    exchange(search, 100)
+    return len(search.candidates)
+
+
 QUICK, SLOW = ("x quick", 10, 5), ("x slow", 10, 1)
 
 
@@ -63,12 +71,17 @@ def test_what_is_there_costs_nothing() -> None:
 
 
 def test_what_forward_returns_is_there_to_its_end() -> None:
-    """Without `quick`, forward would still hold it, beside what is wide there."""
-    problem = two_branches()
-    wide = replace(problem.values[4], size=Size(9 * MIB))
-    values = (*problem.values[:4], wide, *problem.values[5:])
-    returned = replace(problem, values=values, forward_outputs=(2, 4))
-    assert exchanged(returned, "quick") == [("x quick", 11, 5)]
+    """Not saving `quick` would make no room where forward is widest."""
+    draft = Draft()
+    draft.input("x")
+    draft.op("quick", "x")
+    draft.op("slow", "x", us=5)
+    draft.op("out", "quick slow")
+    draft.op("top", "out", mib=9)
+    draft.tangent("t")
+    draft.backward("b2", "t slow")
+    draft.backward("b1", "b2 quick")
+    assert judged(draft.build(outputs="quick top", gradients="b1"), "quick") == 1
 
 
 def test_a_part_does_not_make_room_for_its_own_op() -> None:
@@ -81,11 +94,7 @@ def test_a_part_does_not_make_room_for_its_own_op() -> None:
     draft.backward("narrow", "wide")
     draft.backward("b2", "narrow a")
     draft.backward("b1", "b2 b")
-    problem = draft.build(outputs="out", gradients="b1")
-    search = Search(problem, honour_wishes=True)
-    search.add(Proposal(keep(problem, "a")))
-    exchange(search, 100)
-    assert len(search.candidates) == 1
+    assert judged(draft.build(outputs="out", gradients="b1"), "a") == 1
 
 
 def test_trials_are_limited() -> None:

@@ -165,9 +165,9 @@ def test_recomputed_pointwise_values_are_computed_in_the_kernels_that_read_them(
     ours, torchs = counted[name, "ours"], counted[name, "torch"]
     assert ours["pointwise"] > 50
     assert ours["backward_triton_kernels"] - torchs["backward_triton_kernels"] < ours["pointwise"] / 5
-    # Op by op each would be written and read, so that its bytes would move twice.
+    # Op by op each would be written and read.
     more_bytes = ours["backward_moved_bytes"] - torchs["backward_moved_bytes"]
-    assert more_bytes < 2 * ours["pointwise_bytes"]
+    assert more_bytes < ours["pointwise_bytes"]
 
 
 def test_order_is_kept(counted: dict[tuple[str, str], dict[str, int]]) -> None:

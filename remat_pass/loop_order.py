@@ -83,9 +83,8 @@ def running_positions(problem: RematProblem, program: Program, exists: np.ndarra
     loading_input: dict[tuple[int, int], list[int]] = {}
     is_scatter = loops.is_scatter.tolist()
     stands = _stands(problem, program, loops.positions)
-    reach = _reach(problem, program, exists, stands[loops.positions])
-    outdated = _reach(problem, program, exists, loops.positions)
-    """What stands before that no later loop reaches."""
+    # What stands before the second one no later loop reaches.
+    reach, outdated = _reach(problem, program, exists, np.stack((stands[loops.positions], loops.positions)))
     stands_at, loaded = stands.tolist(), loops.loaded.tolist()
     bounds = pairwise(loops.bounds.tolist())
     rows = zip(loops.positions.tolist(), reach, outdated, bounds, loops.inputs, extents.tolist(), strict=True)
@@ -181,13 +180,13 @@ def _stands(problem: RematProblem, program: Program, loops: np.ndarray) -> np.nd
     return np.where(may_wait & (first < count), first, np.arange(count))
 
 
-def _reach(problem: RematProblem, program: Program, exists: np.ndarray, loops: np.ndarray) -> list[int]:
-    """The first position that each loop may be fused with, by where it stands."""
+def _reach(problem: RematProblem, program: Program, exists: np.ndarray, standing: np.ndarray) -> list[list[int]]:
+    """The first position that loops may be fused with, by where they stand; `standing` has shape (rows, loops)."""
     calls = np.flatnonzero(problem.is_kind(*_CALLS)[program.steps])
     kernels = np.flatnonzero(exists & ~problem.is_kind(*_NO_KERNELS)[program.steps])
-    behind_call = np.concatenate(([0] * (problem.calls_apart + 1), calls + 1))[np.searchsorted(calls, loops)]
-    kernel = np.concatenate(([0] * _NODES_APART, kernels))[np.searchsorted(kernels, loops)]
-    reach: list[int] = np.maximum(behind_call, kernel).tolist()
+    behind_call = np.concatenate(([0] * (problem.calls_apart + 1), calls + 1))[np.searchsorted(calls, standing)]
+    kernel = np.concatenate(([0] * _NODES_APART, kernels))[np.searchsorted(kernels, standing)]
+    reach: list[list[int]] = np.maximum(behind_call, kernel).tolist()
     return reach
 
 

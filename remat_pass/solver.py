@@ -117,9 +117,9 @@ def _explored(
         for proposal in propose(problem, blocks, list(dict.fromkeys([everything, *options])), count, search.add):
             search.add(proposal)
     # Before exchanges the lowest plans differ more.
-    count = min(_FORGETFUL, search.trials // 32)
-    lowest = [c.proposal.keep for c in reversed(search.frontier())][:count]
-    smallest = sorted(sets, key=lambda keep: sum(problem.values[v].size.hint for v in keep))[:count]
+    starts = min(_FORGETFUL, search.trials // 32)
+    lowest = [c.proposal.keep for c in reversed(search.frontier())][:starts]
+    smallest = sorted(sets, key=lambda keep: sum(problem.values[v].size.hint for v in keep))[:starts]
     exchange(search, int(_EXCHANGES * search.trials))
     fill_up(search)
     for keep in dict.fromkeys((frozenset[int](), *lowest, *smallest)):

@@ -30,20 +30,23 @@ def two_branches(*, slow_mib: int = 1, quick_reads: str = "x", last_reads: str =
     return draft.build(outputs="out", gradients="b1")
 
 
-def exchanged(problem: RematProblem, kept: str, trials: int = 100) -> list[tuple[str, float, float]]:
-    """(saved, MiB, us) of the frontier that begins with one plan."""
+def searched(problem: RematProblem, kept: str, trials: int = 100) -> Search:
+    """A search that begins with one plan, after exchanges."""
     search = Search(problem, honour_wishes=True)
     search.add(Proposal(keep(problem, kept)))
     exchange(search, trials)
-    return [(names(problem, c.decisions.saved), c.peak_bytes / MIB, c.recompute_ns / US) for c in search.frontier()]
+    return search
+
+
+def exchanged(problem: RematProblem, kept: str, trials: int = 100) -> list[tuple[str, float, float]]:
+    """(saved, MiB, us) of its frontier."""
+    found = searched(problem, kept, trials).frontier()
+    return [(names(problem, c.decisions.saved), c.peak_bytes / MIB, c.recompute_ns / US) for c in found]
 
 
 def judged(problem: RematProblem, kept: str) -> int:
-    """How many plans are simulated if exchanges begin with one."""
-    search = Search(problem, honour_wishes=True)
-    search.add(Proposal(keep(problem, kept)))
-    exchange(search, 100)
-    return len(search.candidates)
+    """How many plans it simulates."""
+    return len(searched(problem, kept).candidates)
 
 
 QUICK, SLOW = ("x quick", 10, 5), ("x slow", 10, 1)

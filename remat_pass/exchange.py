@@ -1,15 +1,17 @@
-"""Exchanges: a saved value makes room for the run of another one that takes longer.
+"""Exchanges: a saved value makes room for the run of another one that takes longer. Releases: for a lower peak.
 
 Of a plan that makes the most of its memory nothing more can be kept, but perhaps something else:
 
     f ─────────                 f ......... f'           f is run again, and frees its bytes up to there
-    g ......... g'              g ─────────              which g takes
+    g ......... g'              g ─────────              which g takes, or nothing, so that the peak is lower
 
 What either takes is estimated: a saved value takes its own time and that of what it is made of, unless that is there or
-run again anyway; what the other one spares is that of a bridge (`fill`). The best exchange for each value is simulated,
-the most promising first, so that a plan is better by a few trials where single changes (`changes`) take hundreds.
+run again anyway; what the other one spares is that of a bridge (`fill`). The most promising changes of a plan are
+simulated, so that it is better by a few trials where single changes (`changes`) take hundreds. Where exchanges are in
+vain, releases lead to plans between those there are, and below them, and these are exchanged in turn.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,10 +20,10 @@ import numpy as np
 from remat_pass.changes import dispensable, first_needed
 from remat_pass.fill import Bridge, bridged, gaps_of
 from remat_pass.problem import RematProblem
-from remat_pass.search import Candidate, Search, Simulated
+from remat_pass.search import Candidate, Proposal, Search, Simulated
 
 _TRIES = 3
-"""How many exchanges of a plan are simulated at most: where these are in vain others mostly are, too."""
+"""How many exchanges or releases of a plan are simulated at most: where these are in vain others mostly are, too."""
 _CHECKS = 32
 """For how many bridges it is checked whether they fit in place of a value, those that spare most time first."""
 
@@ -37,48 +39,77 @@ class _Release:
     end: int
     """Where its bytes are free."""
 
+    def peak_bytes(self, alive_bytes: np.ndarray) -> int:
+        """The most bytes alive once it is not saved."""
+        before, after = alive_bytes[: self.first].max(initial=0), alive_bytes[self.end :].max(initial=0)
+        return max(int(before), int(after), int(alive_bytes[self.first : self.end].max(initial=0)) - self.size_bytes)
+
 
 def exchange(search: Search, trials: int) -> None:
-    """Exchange values on the frontier as long as that makes it better, in so many trials, of so many plans at most."""
+    """Exchange values on the frontier, and release them where that is in vain, as long as that makes it better.
+
+    Args:
+        search: The plans so far.
+        trials: How many plans are simulated at most, and of how many exchanges, and releases, are looked for.
+    """
     left = trials
-    done: set[int] = set()
-    while fresh := [c for c in search.frontier() if id(c) not in done]:
+    exchanged: set[int] = set()
+    released: set[int] = set()
+    while True:
+        if fresh := _not_in(exchanged, search.frontier()):
+            changes, done = _exchanges, exchanged
+        elif fresh := _not_in(released, search.frontier()):
+            changes, done = _releases, released
+        else:
+            return
         for candidate in fresh:
             if left <= 0 or len(done) >= trials or not (simulated := search.again(candidate)):
                 return
             done.add(id(candidate))
-            left -= _improve(search, candidate, simulated, left)
+            left -= _try(search, changes(search, simulated)[: min(left, _TRIES)])
 
 
-def _improve(search: Search, candidate: Candidate, simulated: Simulated, trials: int) -> int:
-    """Simulate exchanges up to the first that is better; how many these were."""
-    promising = _exchanges(search, simulated)[: min(trials, _TRIES)]
-    for k, (value, bridge) in enumerate(promising, 1):
-        proposal = bridged(search.problem, simulated, [bridge])
-        new = search.spend(replace(proposal, keep=proposal.keep - {value}))
-        if new and _is_better(new.candidate, candidate):
+def _not_in(done: set[int], candidates: tuple[Candidate, ...]) -> list[Candidate]:
+    return [c for c in candidates if id(c) not in done]
+
+
+def _try(search: Search, proposals: list[Proposal]) -> int:
+    """Simulate proposals up to the first one on the frontier; how many these were."""
+    for k, proposal in enumerate(proposals, 1):
+        new = search.spend(proposal)
+        if new and new.candidate in search.frontier():
             return k
-    return len(promising)
+    return len(proposals)
 
 
-def _is_better(new: Candidate, old: Candidate) -> bool:
-    return new.peak_bytes <= old.peak_bytes and new.recompute_ns < old.recompute_ns
-
-
-def _exchanges(search: Search, simulated: Simulated) -> list[tuple[int, Bridge]]:
-    """(saved value, what to bridge instead), the best for each value, by time spared; it may fit beside the value."""
+def _exchanges(search: Search, simulated: Simulated) -> list[Proposal]:
+    """The best exchange for each saved value, those that spare most time first; it may fit beside the value, too."""
     gaps, limit_bytes = gaps_of(search, simulated), simulated.candidate.peak_bytes
     gain_ns = np.array([b.gain_ns for b in gaps.bridges], dtype=np.int64)
     by_gain = np.argsort(-gain_ns, kind="stable")
     gain_ns, needed_bytes = gain_ns[by_gain], gaps.needed_bytes[by_gain]
     found: list[tuple[int, int, int]] = []
-    for release in _releases(search, simulated):
+    for release in _saved_values(search, simulated):
         promising = (gain_ns > release.cost_ns) & (needed_bytes <= limit_bytes + release.size_bytes)
         for k in np.flatnonzero(promising)[:_CHECKS].tolist():
             if _fits(search.problem, simulated, release, gaps.bridges[by_gain[k]], limit_bytes):
                 found.append((release.cost_ns - int(gain_ns[k]), release.value, int(by_gain[k])))
                 break
-    return [(value, gaps.bridges[k]) for _, value, k in sorted(found)]
+    kept = ((value, bridged(search.problem, simulated, [gaps.bridges[k]])) for _, value, k in sorted(found))
+    return [replace(proposal, keep=proposal.keep - {value}) for value, proposal in kept]
+
+
+def _releases(search: Search, simulated: Simulated) -> list[Proposal]:
+    """What may be released to lie below the frontier, by time per byte of a lower peak."""
+    best, candidate = search.frontier(), simulated.candidate
+    found: list[tuple[float, int]] = []
+    for release in _saved_values(search, simulated):
+        peak_bytes = release.peak_bytes(simulated.liveness.alive_bytes)
+        k = bisect_left(best, -peak_bytes, key=lambda c: -c.peak_bytes)  # the fastest of no higher peak
+        if k == len(best) or candidate.recompute_ns + release.cost_ns < best[k].recompute_ns:
+            found.append((release.cost_ns / max(1, candidate.peak_bytes - peak_bytes), release.value))
+    proposal = candidate.proposal
+    return [replace(proposal, keep=proposal.keep - {value}) for _, value in sorted(found)]
 
 
 def _fits(problem: RematProblem, simulated: Simulated, release: _Release, bridge: Bridge, limit_bytes: int) -> bool:
@@ -95,7 +126,7 @@ def _fits(problem: RematProblem, simulated: Simulated, release: _Release, bridge
     return True
 
 
-def _releases(search: Search, simulated: Simulated) -> Iterator[_Release]:
+def _saved_values(search: Search, simulated: Simulated) -> Iterator[_Release]:
     problem, program = search.problem, simulated.program
     there = {*simulated.decisions.saved, *simulated.decisions.recomputed, *problem.inputs}
     needed_at = first_needed(program)

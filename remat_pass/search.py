@@ -106,6 +106,8 @@ class Search:
         self._room = _KEPT_STEPS
         self.candidates: list[Candidate] = []
         """All that were judged, one for each program, in order."""
+        self._best: tuple[Candidate, ...] = ()
+        self._compared = 0
         self._effort = int(share * _STEPS_TO_SIMULATE)
 
     @property
@@ -146,7 +148,9 @@ class Search:
 
     def frontier(self) -> tuple[Candidate, ...]:
         """The best so far, by falling peak and rising time."""
-        return undominated(self.candidates)
+        self._best = undominated((*self._best, *self.candidates[self._compared :]))
+        self._compared = len(self.candidates)
+        return self._best
 
     def _paid(self, simulated: Simulated) -> Simulated:
         self._effort -= self._cost(len(simulated.program.values))

@@ -3,10 +3,10 @@
     1. cuts      all min cuts over prices of memory (`mincut`), and once more with what is small saved at any price
     2. chains    checkpoints, reruns and what to save in between, by dynamic programming over forward cut into blocks,
                  between which few bytes cross (`waists`, `chain`)
-    3. exchanges a saved value makes room for another one (`exchange`); identical layers, which flip together in a cut,
-                 are told apart here
+    3. exchanges a saved value makes room for another one, or for a lower peak (`exchange`); identical layers, which
+                 flip together in a cut, are told apart here
     4. filling   what a candidate runs again stays alive instead, where there is room below a limit, also where at
-                 first everything is forgotten (`fill`)
+                 first everything is forgotten (`fill`); and exchanges once more
     5. changes   on small graphs, single decisions are changed (`changes`)
 
 Where forward that runs depth first lowers the peak of some candidate, all of it is done once more in that order.
@@ -44,7 +44,7 @@ _FEW_WAISTS = 4
 """With fewer waists than this, forward is also cut at evenly spaced positions."""
 _MOST_PROPOSALS = 48
 _EXCHANGES = 1 / 2
-"""Share of the effort for exchanges; filling takes what it gets."""
+"""Share of the effort that is left for exchanges, each time; filling takes what it gets."""
 _NARROW = 8
 """A value so many times smaller than what it is computed from is tried as saved at any price, too: computing it again
 brings that back, which no price sees (the indices of a max pool)."""
@@ -116,16 +116,18 @@ def _explored(
         options = cheapest_saved_sets(problem, forced=blocks.waists, honour_wishes=honour_wishes)
         for proposal in propose(problem, blocks, list(dict.fromkeys([everything, *options])), count, search.add):
             search.add(proposal)
-    # Before exchanges the lowest plans differ more.
     starts = min(_FORGETFUL, search.trials // 32)
-    lowest = [c.proposal.keep for c in reversed(search.frontier())][:starts]
+    lowest = search.frontier()[::-1][:starts]
     smallest = sorted(sets, key=lambda keep: sum(problem.values[v].size.hint for v in keep))[:starts]
     exchange(search, int(_EXCHANGES * search.trials))
+    # The lowest plans differ more before exchanges, and lie lower behind them.
+    lowest += search.frontier()[::-1][:starts]
     fill_up(search)
-    for keep in dict.fromkeys((frozenset[int](), *lowest, *smallest)):
+    for keep in dict.fromkeys((frozenset[int](), *(c.proposal.keep for c in lowest), *smallest)):
         if anew := forgetful(problem, keep):
             search.add(anew)
     fill_up(search)
+    exchange(search, int(_EXCHANGES * search.trials))
     refine(search)
     return search.frontier()
 

@@ -106,6 +106,7 @@ def analyze(joint: JointGraph, *, fuses: bool, cost_model: str) -> tuple[JointGr
         values.append(_inherit_constraints(value, values))
     if cost_model == "measured":
         values = _timed(joint, values, fuses=fuses)
+    values = _with_expanded(joint, values)
     forward_outputs = (index[n] for n in joint.forward_outputs if isinstance(n, fx.Node))
     problem = RematProblem(
         values=tuple(values),
@@ -250,6 +251,22 @@ def _run_figures(
 def _is_own_kernel(kind: Kind, *, fuses: bool) -> bool:
     """Whether an op runs as the kernel that torch has for it."""
     return kind in (Kind.EXTERN, Kind.RANDOM) or not (fuses or kind in _FREE_KINDS)
+
+
+def _with_expanded(joint: JointGraph, values: list[Value]) -> list[Value]:
+    """The values with the bytes of what library calls read of them through views that are larger."""
+    found = list(values)
+    base = list(range(len(values)))
+    """For every view what it is a view of."""
+    for i, (node, value) in enumerate(zip(joint.nodes, values, strict=True)):
+        tensor = node.meta.get("val")
+        if value.kind is Kind.VIEW and len(value.holds) == 1 and isinstance(tensor, torch.Tensor):
+            base[i] = of = base[value.holds[0]]
+            view_bytes = _torch_compat.local_bytes(tensor)
+            is_called = any(kind_of(user, is_view=False) is Kind.EXTERN for user in node.users)
+            if is_called and view_bytes > max(found[of].size.hint, found[of].expanded_bytes):
+                found[of] = replace(found[of], expanded_bytes=view_bytes)
+    return found
 
 
 def _timed(joint: JointGraph, values: list[Value], *, fuses: bool) -> list[Value]:

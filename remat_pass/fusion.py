@@ -48,6 +48,13 @@ _SCATTERS = ("aten.index_put", "aten._unsafe_masked_index_put_accumulate")
 _UPDATES = ("aten.scatter", "aten.scatter_add", "aten.scatter_reduce", *_SCATTERS)
 """Library calls that write over what they read first, if nothing else does."""
 
+_COPIES_EXPANDED = (
+    "aten._scaled_dot_product_efficient_attention_backward",
+    "aten._scaled_dot_product_cudnn_attention",
+    "aten._scaled_dot_product_cudnn_attention_backward",
+)
+"""For these an expanded mask that is not in memory anyway is written as large as it is read: once for every head."""
+
 _REALIZE_READS = 4
 """Inductor computes a value in each of several readers only up to this many different loads
 (`realize_reads_threshold`)."""
@@ -59,6 +66,8 @@ class Kernels:
 
     exists: np.ndarray
     """Whether a step writes memory; bool."""
+    size_bytes: np.ndarray
+    """What it writes; int64."""
     runs_at: np.ndarray
     """Position at which its kernel runs; int64."""
     may_overwrite: tuple[np.ndarray, np.ndarray]
@@ -68,10 +77,11 @@ class Kernels:
     """First and last position of the generated function or library call that each position is part of; int64."""
 
 
-def unfused_kernels(program: Program) -> Kernels:
+def unfused_kernels(problem: RematProblem, program: Program) -> Kernels:
     """One kernel per step, where it stands."""
     positions = np.arange(len(program.values))
-    return Kernels(np.ones(len(positions), dtype=bool), positions, (positions[:0], positions[:0]), positions, positions)
+    exists, size_bytes = np.ones(len(positions), dtype=bool), problem.size_bytes[program.steps]
+    return Kernels(exists, size_bytes, positions, (positions[:0], positions[:0]), positions, positions)
 
 
 def fused_kernels(problem: RematProblem, program: Program) -> Kernels:
@@ -89,7 +99,9 @@ def fused_kernels(problem: RematProblem, program: Program) -> Kernels:
         problem, program, exists, Loops(loops, loaded, bounds, is_elementwise, is_scatter, inputs)
     )
     begins, ends = _functions(problem, program, runs_at)
-    return Kernels(exists, runs_at, _may_overwrite(problem, program, loops, loaded, bounds, runs_at), begins, ends)
+    size_bytes = np.where(exists, _written_bytes(problem, program, is_view), 0)
+    may_overwrite = _may_overwrite(problem, program, loops, loaded, bounds, runs_at)
+    return Kernels(exists, size_bytes, runs_at, may_overwrite, begins, ends)
 
 
 def _through(program: Program, is_open: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -184,6 +196,18 @@ def _exists(problem: RematProblem, program: Program, is_view: np.ndarray) -> np.
     if reused:
         _inline_into_one_kernel(exists, reused, kernels.tolist(), reads, bounds.tolist())
     return exists
+
+
+def _written_bytes(problem: RematProblem, program: Program, is_view: np.ndarray) -> np.ndarray:
+    """Bytes of each step, where it is written at all; shape (steps,), int64."""
+    size_bytes, expanded_bytes = problem.size_bytes[program.steps], problem.expanded_bytes[program.steps]
+    if expanded_bytes.any():
+        copying = np.flatnonzero(problem.is_op(*_COPIES_EXPANDED)[program.steps])
+        is_copied = np.zeros(len(size_bytes), dtype=bool)
+        is_copied[_through(program, is_view, copying)[0]] = True
+        is_copied[program.kept_positions(problem)] = False
+        size_bytes = np.where(is_copied, np.maximum(size_bytes, expanded_bytes), size_bytes)
+    return size_bytes
 
 
 def _inline_into_one_kernel(

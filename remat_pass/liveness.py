@@ -44,16 +44,14 @@ class Liveness:
 
 def simulate(problem: RematProblem, program: Program) -> Liveness:
     """Run the storages of a program through time. Linear in steps and reads; ties go to the earliest position."""
-    steps = program.steps
-    kernels = fused_kernels(problem, program) if problem.fuses else unfused_kernels(program)
+    kernels = (fused_kernels if problem.fuses else unfused_kernels)(problem, program)
     runs_at, exists = kernels.runs_at, kernels.exists
     last_use = _last_uses(problem, program, runs_at, exists)
-    in_memory = exists & ~_stays_in_its_kernel(problem, program, runs_at, last_use)
-    born = np.where(in_memory, problem.size_bytes[steps], 0)
+    born = np.where(_stays_in_its_kernel(problem, program, runs_at, last_use), 0, kernels.size_bytes)
     begin, end = kernels.begins[runs_at], kernels.ends[last_use]
     for new, old in _overwrites(kernels, born, last_use):
         end[old] = begin[new] - 1
-    workspace = problem.workspace_bytes[steps]
+    workspace = problem.workspace_bytes[program.steps]
     # Tangents are all there when backward starts.
     begin[program.forward_end : program.forward_end + len(problem.tangents)] = program.forward_end
     alive = _add_up(problem, program, born, begin, end) + workspace

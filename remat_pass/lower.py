@@ -34,7 +34,7 @@ from remat_pass.step_time import time_first_steps
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 26
+_FORMAT = 27
 """Of what is cached: plans and reports of another one are not used."""
 
 _budgeted_frames: set[int] = set()

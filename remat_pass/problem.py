@@ -80,6 +80,8 @@ class Value:
     copy_bytes: int = 0
     """Of an input: of the copy that its convolutions read instead, in the layout that they want. It is made first of
     all and lives to the last of them."""
+    expanded_bytes: int = 0
+    """Of the largest view of it that a library call reads, where that has more elements than it has itself."""
     workspace_bytes: int = 0
     """Bytes alive only while it runs. An op with several outputs has all of them here: its parts own them."""
     rng_state_bytes: int = 0
@@ -193,6 +195,11 @@ class RematProblem:
     def size_bytes(self) -> np.ndarray:
         """Bytes of the storage that each value owns; shape (values,), int64."""
         return np.array([v.size.hint for v in self.values], dtype=np.int64)
+
+    @cached_property
+    def expanded_bytes(self) -> np.ndarray:
+        """Bytes of the largest view of each value, as far as it is larger (`Value`); shape (values,), int64."""
+        return np.array([v.expanded_bytes for v in self.values], dtype=np.int64)
 
     @cached_property
     def workspace_bytes(self) -> np.ndarray:

@@ -53,7 +53,8 @@ _COPIES_EXPANDED = (
     "aten._scaled_dot_product_cudnn_attention",
     "aten._scaled_dot_product_cudnn_attention_backward",
 )
-"""For these an expanded mask that is not in memory anyway is written as large as it is read: once for every head."""
+"""For these an expanded mask that is not in memory anyway is written as large as it is read: once for every head
+(`sdpa_constraint` in lowering.py)."""
 
 _REALIZE_READS = 4
 """Inductor computes a value in each of several readers only up to this many different loads
@@ -205,6 +206,7 @@ def _written_bytes(problem: RematProblem, program: Program, is_view: np.ndarray)
         copying = np.flatnonzero(problem.is_op(*_COPIES_EXPANDED)[program.steps])
         is_copied = np.zeros(len(size_bytes), dtype=bool)
         is_copied[_through(program, is_view, copying)[0]] = True
+        is_copied &= problem.is_kind(Kind.POINTWISE)[program.steps]
         is_copied[program.kept_positions(problem)] = False
         size_bytes = np.where(is_copied, np.maximum(size_bytes, expanded_bytes), size_bytes)
     return size_bytes

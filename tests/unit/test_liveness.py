@@ -567,18 +567,24 @@ def test_backward_may_write_over_what_was_saved_for_it_alone() -> None:
     assert alive(draft.build(outputs="out mm", gradients="g", fuses=True), "mm") == [4, 5, 5, 9]
 
 
+ATTENTION = "aten._scaled_dot_product_efficient_attention"
+
+
 @pytest.mark.parametrize(
-    ("op", "kept", "mask_mib"),
+    ("op", "kind", "kept", "mask_mib"),
     [
-        ("aten._scaled_dot_product_efficient_attention_backward.default", "", 8),
-        ("aten._scaled_dot_product_efficient_attention_backward.default", "mask", 2),
-        ("aten._scaled_dot_product_efficient_attention.default", "", 2),
+        (f"{ATTENTION}_backward.default", Kind.POINTWISE, "", 8),
+        (f"{ATTENTION}_backward.default", Kind.POINTWISE, "mask", 2),
+        (f"{ATTENTION}_backward.default", Kind.EXTERN, "", 2),
+        (f"{ATTENTION}.default", Kind.POINTWISE, "", 2),
     ],
 )
-def test_attention_reads_an_expanded_mask_that_is_not_there_at_its_full_size(op: str, kept: str, mask_mib: int) -> None:
+def test_attention_reads_an_expanded_mask_that_is_not_there_at_its_full_size(
+    op: str, kind: Kind, kept: str, mask_mib: int
+) -> None:
     draft = Draft()
     draft.input("x")
-    draft.op("mask", "x", mib=2, kind=Kind.POINTWISE, expanded_bytes=8 * MIB)
+    draft.op("mask", "x", mib=2, kind=kind, expanded_bytes=8 * MIB)
     draft.op("out", "mask", kind=Kind.POINTWISE)
     draft.tangent("t")
     draft.view("expanded", "mask")

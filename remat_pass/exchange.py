@@ -14,6 +14,7 @@ vain, releases lead to plans between those there are, and below them, and these 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -66,23 +67,25 @@ def exchange(search: Search, trials: int) -> None:
             if left <= 0 or len(done) >= trials or not (simulated := search.again(candidate)):
                 return
             done.add(id(candidate))
-            left -= _try(search, changes(search, simulated)[: min(left, _TRIES)])
+            left -= _try(search, islice(changes(search, simulated), min(left, _TRIES)))
 
 
 def _not_in(done: set[int], candidates: tuple[Candidate, ...]) -> list[Candidate]:
     return [c for c in candidates if id(c) not in done]
 
 
-def _try(search: Search, proposals: list[Proposal]) -> int:
+def _try(search: Search, proposals: Iterator[Proposal]) -> int:
     """Simulate proposals up to the first one on the frontier; how many these were."""
-    for k, proposal in enumerate(proposals, 1):
+    tried = 0
+    for proposal in proposals:
+        tried += 1
         new = search.spend(proposal)
         if new and new.candidate in search.frontier():
-            return k
-    return len(proposals)
+            break
+    return tried
 
 
-def _exchanges(search: Search, simulated: Simulated) -> list[Proposal]:
+def _exchanges(search: Search, simulated: Simulated) -> Iterator[Proposal]:
     """The best exchange for each saved value, those that spare most time first; it may fit beside the value, too."""
     gaps, limit_bytes = gaps_of(search, simulated), simulated.candidate.peak_bytes
     gain_ns = np.array([b.gain_ns for b in gaps.bridges], dtype=np.int64)
@@ -95,11 +98,12 @@ def _exchanges(search: Search, simulated: Simulated) -> list[Proposal]:
             if _fits(search.problem, simulated, release, gaps.bridges[by_gain[k]], limit_bytes):
                 found.append((release.cost_ns - int(gain_ns[k]), release.value, int(by_gain[k])))
                 break
-    kept = ((value, bridged(search.problem, simulated, [gaps.bridges[k]])) for _, value, k in sorted(found))
-    return [replace(proposal, keep=proposal.keep - {value}) for value, proposal in kept]
+    for _, value, k in sorted(found):
+        proposal = bridged(search.problem, simulated, [gaps.bridges[k]])
+        yield replace(proposal, keep=proposal.keep - {value})
 
 
-def _releases(search: Search, simulated: Simulated) -> list[Proposal]:
+def _releases(search: Search, simulated: Simulated) -> Iterator[Proposal]:
     """What may be released to lie below the frontier, by time per byte of a lower peak."""
     best, candidate = search.frontier(), simulated.candidate
     found: list[tuple[float, int]] = []
@@ -109,7 +113,7 @@ def _releases(search: Search, simulated: Simulated) -> list[Proposal]:
         if k == len(best) or candidate.recompute_ns + release.cost_ns < best[k].recompute_ns:
             found.append((release.cost_ns / max(1, candidate.peak_bytes - peak_bytes), release.value))
     proposal = candidate.proposal
-    return [replace(proposal, keep=proposal.keep - {value}) for _, value in sorted(found)]
+    yield from (replace(proposal, keep=proposal.keep - {value}) for _, value in sorted(found))
 
 
 def _fits(problem: RematProblem, simulated: Simulated, release: _Release, bridge: Bridge, limit_bytes: int) -> bool:
